@@ -140,7 +140,8 @@ class Draws:
         count = int(np.prod(shape, dtype=np.int64))
         steps = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
-        return _mix(self._keys[:, None] + steps * _GOLDEN).reshape(len(self), *shape)  # (B, count) -> (B, *shape)
+        bits: NDArray[np.uint64] = _mix(self._keys[:, None] + steps * _GOLDEN)
+        return bits.reshape(len(self), *shape)  # (B, count) -> (B, *shape)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)

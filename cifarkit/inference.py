@@ -1,0 +1,87 @@
+"""Networks in use rather than in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while, and every part back into the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, images: Tensor, *, batch_size: int = 512, precision: str = "auto", views: int = 1
+) -> Tensor:
+    """Classify images in batches, in evaluation mode and without gradients.
+
+    Args:
+        model: images (B, C, H, W) -> logits (B, K).
+        images: (N, C, H, W) float, transformed (normalised) as in training; moved to the model's device batchwise.
+        batch_size: images at a time.
+        precision: "fp32", "bf16", or "auto": bf16 where the processor computes it natively.
+        views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
+            against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
+    Returns:
+        logits (N, K), float32, on the CPU.
+    Raises:
+        ValueError: for a wrong shape, batch_size, precision or number of views.
+        TypeError: if images are not floating point.
+    """
+    if images.dim() != 4:
+        raise ValueError(f"images must be (N, C, H, W); got shape {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be float, transformed as in training; got {images.dtype}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if views not in (1, 2, 6):
+        raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with evaluation_mode(model), _autocast(precision, device):
+        batches = [chunk.to(device, memory_format=torch.channels_last) for chunk in torch.split(images, batch_size)]
+        logits = [_average_views(model, batch, views).float().cpu() for batch in batches]
+    return torch.cat(logits)
+
+
+def _average_views(model: nn.Module, images: Tensor, views: int) -> Tensor:
+    def mirrored(shifted: Tensor) -> Tensor:
+        both: Tensor = 0.5 * model(shifted).float() + 0.5 * model(shifted.flip(3)).float()
+        return both
+
+    if views == 1:
+        logits: Tensor = model(images)
+        return logits
+    if views == 2:
+        return mirrored(images)
+    height, width = images.shape[2:]
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    up_left, down_right = padded[:, :, :height, :width], padded[:, :, 2:, 2:]
+    return 0.5 * mirrored(images) + 0.25 * mirrored(up_left) + 0.25 * mirrored(down_right)
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether this processor multiplies bf16 natively (AVX512-BF16 or AMX); elsewhere fp32 is faster."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'fp32' or 'bf16'")
+    if precision == "auto":
+        native = cpu_has_bf16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if native else "fp32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

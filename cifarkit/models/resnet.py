@@ -1,0 +1,195 @@
+"""torchvision's ResNets with a stem for small images, and ImageNet weights for either stem."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet, ResNet18_Weights, ResNet34_Weights
+
+Stem = Literal["cifar", "imagenet"]
+Weights = str | Path | None
+
+_log = logging.getLogger(__name__)
+_SMALLEST_SIDE = 64  # a 7x7 stem with its pool leaves stage 4 of a 32-pixel image a single position
+_NESTS = ("state_dict", "model", "weights", "task")  # where training scripts keep the weights in their files
+
+
+def resnet18(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None) -> ResNet:
+    """Build torchvision's ResNet-18 (11.2 M parameters) for small images.
+
+    Args:
+        num_classes: number of logits K.
+        stem: "cifar" starts with a 3x3 convolution of stride 1 and no pool, for images of 28 to 64 pixels;
+            "imagenet" keeps torchvision's 7x7 convolution of stride 2 and its max-pool.
+        weights: None for torchvision's random start, "DEFAULT" for its ImageNet weights (a download of 45 MB),
+            or the path of a state_dict, a training checkpoint or a ``.safetensors`` file. A 7x7 kernel is resampled
+            for the 3x3 stem, see :func:`resample_stem`; a head of 1000 classes is left out (and logged) when
+            num_classes is another number.
+    Raises:
+        ValueError: if num_classes or stem is out of range, or the weights are of another network.
+        TypeError: if an argument is of another type.
+        OSError: if the weights cannot be read or downloaded.
+    Shapes:
+        (B, 3, H, W) float -> (B, K) logits.
+    Source: He et al. 2016, section 4.1; the CIFAR stem follows their section 4.2.
+    """
+    return _build(torchvision.models.resnet18, ResNet18_Weights.DEFAULT, num_classes, stem, weights)
+
+
+def resnet34(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None) -> ResNet:
+    """Build torchvision's ResNet-34 (21.3 M parameters) for small images; see :func:`resnet18`."""
+    return _build(torchvision.models.resnet34, ResNet34_Weights.DEFAULT, num_classes, stem, weights)
+
+
+def resample_stem(kernel: Tensor) -> Tensor:
+    """Turn 7x7 kernels into the 3x3 kernels that answer as they would on the image enlarged three times.
+
+    Seven pixels of the enlarged image span three of the small one, so one 7x7 window reads a linear function of one
+    3x3 window, and folding the bilinear enlargement U into the kernel, U^T w, is exact for *every* image: constant and
+    linear patches included. It is the criterion of FlexiViT's PI-resize, <U x, w> = <x, w'>, in the direction that
+    needs no pseudo-inverse; taking a 7x7 patch down to 3x3 instead can only be met on average.
+
+    Shapes:
+        (D, C, 7, 7) -> (D, C, 3, 3).
+    Source: Beyer et al. 2022, FlexiViT, arXiv 2212.08013, the pseudo-inverse resize.
+    """
+    offsets = torch.arange(7, dtype=torch.float64) / 3  # places of the enlarged pixels, in small ones
+    nodes = torch.arange(3, dtype=torch.float64)
+    enlarge = (1 - (offsets[:, None] - nodes).abs()).clamp(min=0)  # (7, 3): the triangle of linear interpolation
+    resampled = torch.einsum("dcyx,yh,xw->dchw", kernel.double(), enlarge, enlarge)
+    return resampled.to(kernel.dtype)
+
+
+def _build(constructor: Callable[..., ResNet], imagenet: Any, num_classes: int, stem: Stem, weights: Weights) -> ResNet:
+    """Make the network, change its stem and fill in the weights."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"num_classes={num_classes!r} is a {type(num_classes).__name__}; give an integer")
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} leaves nothing to predict; give 1 or more")
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"stem={stem!r} is unknown; give 'cifar' (3x3, no pool) or 'imagenet' (7x7, pool)")
+    if weights is not None and not isinstance(weights, str | Path):
+        raise TypeError(f"weights={weights!r} is a {type(weights).__name__}; give None, 'DEFAULT' or a path")
+    model = constructor(num_classes=num_classes)
+    if stem == "cifar":
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+        model.maxpool = nn.Identity()
+    else:
+        model.register_forward_pre_hook(_CoarseStemWarning())
+    if weights is not None:
+        source, state = ("ImageNet weights", _download(imagenet)) if weights == "DEFAULT" else _read(Path(weights))
+        _load(model, state, source)
+    return model
+
+
+class _CoarseStemWarning:
+    """A forward pre-hook that warns once when a 7x7 stem meets a small image; copies and pickles with its model."""
+
+    def __init__(self) -> None:
+        self.warned = False
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.warned or not inputs:
+            return
+        height, width = inputs[0].shape[-2:]
+        if min(height, width) < _SMALLEST_SIDE:
+            self.warned = True
+            warnings.warn(
+                f"images of {height}x{width} pixels meet the 7x7 stem and max-pool made for ImageNet, which shrink "
+                f"them four times before the first block; build the network with stem='cifar' or enlarge the images "
+                f"to {_SMALLEST_SIDE} pixels or more",
+                stacklevel=2,
+            )
+
+
+def _download(imagenet: Any) -> dict[str, Tensor]:
+    """Fetch ImageNet weights, or find them in torch's cache, by torchvision's own code."""
+    try:
+        state: dict[str, Tensor] = imagenet.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise OSError(
+            f"weights='DEFAULT' could not be had from {imagenet.url} ({error}); download that file by hand and give "
+            "its path as weights"
+        ) from error
+    return state
+
+
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Read a file of weights; return its name for messages and the tensors by key."""
+    if not path.is_file():
+        raise FileNotFoundError(f"weights='{path}' is no file; give None, 'DEFAULT' or the path of a state_dict")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file  # an optional extra
+
+        return str(path), load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged or foreign file makes the unpickler raise nearly anything
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "Unpickler error" in line), lines[0])
+        raise ValueError(
+            f"weights='{path}' is no file of tensors ({reason}); save model.state_dict() with torch.save, not the model"
+        ) from error
+    return str(path), _find_state_dict(content, path)
+
+
+def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """Dig the state_dict of a ResNet out of a checkpoint, and cut prefixes such as ``model.`` off its keys."""
+    while isinstance(content, Mapping) and "conv1.weight" not in content:
+        nested = next((content[name] for name in _NESTS if isinstance(content.get(name), Mapping)), None)
+        if nested is None:
+            break
+        content = nested
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"weights='{path}' holds no state_dict, only {found}; save model.state_dict() with torch.save")
+    prefixes = [key.removesuffix("fc.weight") for key in content if str(key).endswith("fc.weight")]
+    prefix = next((prefix for prefix in prefixes if f"{prefix}conv1.weight" in content), "")
+    return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+
+
+def _load(model: ResNet, state: Mapping[str, Tensor], source: str) -> None:
+    """Fit the weights to the model's stem and head and load them, or say which key does not fit."""
+    state, own = dict(state), model.state_dict()
+    stem, head = state.get("conv1.weight"), state.get("fc.weight")
+    if stem is not None and stem.shape[-1] == 7 and own["conv1.weight"].shape[-1] == 3:
+        state["conv1.weight"] = resample_stem(stem)
+    if head is not None and len(head) == 1000 != model.fc.out_features:
+        _log.info("%s: left out the head of 1000 classes; that of %d starts at random", source, model.fc.out_features)
+        state |= {key: own[key] for key in ("fc.weight", "fc.bias")}
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
+    state = counters | state  # files older than PyTorch 0.4.1 have none
+    problem = _first_mismatch(state, own)
+    if problem is not None:
+        raise ValueError(f"{source} does not fit this ResNet: {problem}")
+    model.load_state_dict(state)
+
+
+def _first_mismatch(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """Describe the first missing, unexpected or mis-shaped key and its cure; None if all fit."""
+    for key, value in own.items():
+        if key not in state:
+            return f"'{key}' is missing; give the weights of the same depth (resnet18 or resnet34)"
+        if state[key].shape != value.shape:
+            got, want = tuple(state[key].shape), tuple(value.shape)
+            cure = "give the weights of the same network"
+            if key.startswith("fc."):
+                cure = f"build it with num_classes={got[0]} and exchange model.fc afterwards"
+            elif key == "conv1.weight" and got[-1] == 3:
+                cure = "build it with stem='cifar'"
+            return f"'{key}' has shape {got} and not {want}; {cure}"
+    extra = next((key for key in state if key not in own), None)
+    return (
+        None if extra is None else f"'{extra}' is unexpected; give the weights of the same depth (resnet18 or resnet34)"
+    )

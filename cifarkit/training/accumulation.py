@@ -1,0 +1,40 @@
+"""How many micro-batches make one optimizer update, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class AccumulationPlan:
+    """A number of micro-batches an update, or {first epoch: number} with epochs from 0.
+
+    Raises:
+        ValueError: if a number is below 1 or an epoch below 0.
+    """
+
+    def __init__(self, plan: int | Mapping[int, int]) -> None:
+        self.factors = dict(plan) if isinstance(plan, Mapping) else {0: plan}
+        for epoch, factor in self.factors.items():
+            if factor < 1:
+                raise ValueError(f"accumulate_grad_batches={plan}: {factor} must be at least 1 micro-batch an update")
+            if epoch < 0:
+                raise ValueError(
+                    f"accumulate_grad_batches={plan}: epoch {epoch} must be at least 0; epochs count from 0"
+                )
+
+    def factor(self, epoch: int) -> int:
+        """Return the number of micro-batches an update in this epoch, 1 before the first one named."""
+        begun = [first for first in self.factors if first <= epoch]
+        return self.factors[max(begun)] if begun else 1
+
+    def updates(self, batches: int, epoch: int) -> int:
+        """Return the updates that so many batches make; a short last window makes one too."""
+        return -(-batches // self.factor(epoch))
+
+    def total_updates(self, batches: int, max_epochs: int | None, max_steps: int | None) -> int:
+        """Return the updates of a whole fit over epochs of so many batches."""
+        if max_epochs is None:
+            assert max_steps is not None
+            return max_steps
+        total = sum(self.updates(batches, epoch) for epoch in range(max_epochs))
+        return total if max_steps is None else min(total, max_steps)

@@ -1,0 +1,221 @@
+"""Averages of the weights along the training path: SWA and EMA are one idea with two formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifarkit.training.callbacks import Callback
+from cifarkit.training.loading import undisturbed
+from cifarkit.training.schedules import Schedule
+from cifarkit.training.task import Task, train_unfrozen
+
+if TYPE_CHECKING:
+    from cifarkit.training.run import Run
+
+
+class WeightAveraging(Callback):
+    """Average the networks of a task, and report the averaged ones beside the raw ones.
+
+    The networks in training are never touched. After each epoch the BatchNorm statistics of the average, which the
+    mean of weights does not have, are measured on ``batchnorm_samples`` training images; then the average is
+    validated, and ``val_loss`` and ``val_acc`` of it are recorded as ``val_loss_<kind>`` and ``val_acc_<kind>``.
+    The average is part of every checkpoint; :func:`cifarkit.training.load_weights` reads it.
+
+    Args:
+        network: which child of the task to average; None averages them all.
+        batchnorm_samples: training images that refresh BatchNorm; 0 copies the statistics of the raw network.
+    """
+
+    order = -10
+    kind = "average"
+
+    def __init__(self, network: str | None = None, batchnorm_samples: int = 2_000) -> None:
+        if batchnorm_samples < 0:
+            raise ValueError(f"batchnorm_samples={batchnorm_samples} must be at least 0")
+        self.network, self.batchnorm_samples = network, batchnorm_samples
+        self.averaged: AveragedModel | None = None
+
+    def average_function(self) -> Any:
+        """Return the ``multi_avg_fn`` of AveragedModel, or None for the equal average."""
+        return None
+
+    def on_fit_start(self, run: Run) -> None:
+        self.averaged = AveragedModel(self._networks(run.task), multi_avg_fn=self.average_function())
+
+    def on_epoch_end(self, run: Run) -> None:
+        if not self.updates:
+            return
+        if self.batchnorm_samples:
+            self._refresh(run)
+        if run.val_loader is not None:
+            with self.swapped(run.task):
+                metrics = run.trainer.evaluate(run.task, run.val_loader)
+            run.record({f"{name}_{self.kind}": value for name, value in metrics.items()})
+
+    @property
+    def updates(self) -> int:
+        """How many times the average has been updated."""
+        return int(self.averaged.n_averaged.item()) if self.averaged is not None else 0
+
+    def update(self, task: Task) -> None:
+        """Take the present weights into the average."""
+        assert self.averaged is not None
+        self.averaged.update_parameters(self._networks(task))
+
+    @contextmanager
+    def swapped(self, task: Task) -> Iterator[None]:
+        """Put the averaged networks in the task's place for a while."""
+        assert self.averaged is not None
+        raw = dict(self._networks(task).items())
+        try:
+            for name, module in self._averaged_networks().items():
+                setattr(task, name, module)
+            yield
+        finally:
+            for name, module in raw.items():
+                setattr(task, name, module)
+
+    def copy_to(self, task: Task) -> None:
+        """Overwrite the task's networks with their averages."""
+        for name, module in self._networks(task).items():
+            module.load_state_dict(self._averaged_networks()[name].state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.averaged is None:
+            return {}
+        return {"kind": self.kind, "averaged": self._averaged_networks().state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self.averaged is not None
+        self._averaged_networks().load_state_dict(state["averaged"])
+        self.averaged.n_averaged.fill_(state["updates"])
+
+    def _networks(self, task: Task) -> nn.ModuleDict:
+        children = dict(task.named_children())
+        if self.network is None:
+            return nn.ModuleDict(
+                {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+            )
+        if self.network not in children:
+            raise ValueError(f"network={self.network!r} is no child of the task; it has {sorted(children)}")
+        return nn.ModuleDict({self.network: children[self.network]})
+
+    def _averaged_networks(self) -> nn.ModuleDict:
+        assert self.averaged is not None
+        networks = self.averaged.module
+        assert isinstance(networks, nn.ModuleDict)
+        return networks
+
+    def _refresh(self, run: Run) -> None:
+        with undisturbed(run.train_loader), run.trainer.precision.autocast():
+            for network in self._averaged_networks().values():
+                refresh_batchnorm(network, _images(run, self.batchnorm_samples))
+
+
+class StochasticWeightAveraging(WeightAveraging):
+    """Average equally the weights at the end of each epoch of the last part of the run.
+
+    Args:
+        swa_lr: learning rate of the first parameter group while averaging, the others keep their ratio to it;
+            None follows the schedule.
+        start: progress in [0, 1) from which weights are averaged.
+        every_n_steps: average after so many updates instead of once an epoch.
+    Source: Izmailov et al. 2018, "Averaging weights leads to wider optima and better generalization".
+    """
+
+    kind = "swa"
+
+    def __init__(
+        self,
+        swa_lr: float | None = None,
+        start: float = 0.75,
+        *,
+        every_n_steps: int | None = None,
+        network: str | None = None,
+        batchnorm_samples: int = 2_000,
+    ) -> None:
+        super().__init__(network, batchnorm_samples)
+        if not 0 <= start < 1:
+            raise ValueError(f"start={start} must be at least 0 and below 1: a fraction of the run, not an epoch")
+        if swa_lr is not None and swa_lr <= 0:
+            raise ValueError(f"swa_lr={swa_lr} must be positive, or None to follow the schedule")
+        self.swa_lr, self.start, self.every_n_steps = swa_lr, start, every_n_steps
+
+    def on_step_end(self, run: Run) -> None:
+        if self.every_n_steps and run.progress >= self.start and run.step % self.every_n_steps == 0:
+            self.update(run.task)
+
+    def on_epoch_end(self, run: Run) -> None:
+        if not self.every_n_steps and run.progress >= self.start:
+            self.update(run.task)
+        super().on_epoch_end(run)
+
+    def bend_schedule(self, schedule: Schedule, run: Run) -> Schedule:
+        if self.swa_lr is None:
+            return schedule
+        first_group = next(iter(run.task.optimizers.values())).param_groups[0]
+        factor = self.swa_lr / first_group["initial_lr"]
+        return lambda progress: schedule(progress) if progress < self.start else factor
+
+
+class ExponentialMovingAverage(WeightAveraging):
+    """Follow the weights with an exponential moving average, updated after every optimizer update.
+
+    average = decay * average + (1 - decay) * weights; the first update copies the weights.
+
+    Args:
+        decay: in [0, 1); 0.999 remembers about 1,000 updates.
+    Source: Polyak and Juditsky 1992; as in ``torch.optim.swa_utils.get_ema_multi_avg_fn``.
+    """
+
+    kind = "ema"
+
+    def __init__(self, decay: float = 0.999, *, network: str | None = None, batchnorm_samples: int = 2_000) -> None:
+        super().__init__(network, batchnorm_samples)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} must be at least 0 and below 1")
+        self.decay = decay
+
+    def average_function(self) -> Any:
+        return get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+
+    def on_step_end(self, run: Run) -> None:
+        self.update(run.task)
+
+
+@torch.no_grad()
+def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Measure anew the BatchNorm statistics of a network, averaged equally over batches of images.
+
+    Frozen parts keep their statistics. The network is left in evaluation mode.
+    """
+    train_unfrozen(network)
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [layer for layer in layers if layer.track_running_stats]
+    momenta = [layer.momentum for layer in layers]
+    if layers:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # None makes BatchNorm keep the equal average over batches
+        for images in batches:
+            network(images)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    network.eval()
+
+
+def _images(run: Run, samples: int) -> Iterator[Tensor]:
+    seen = 0
+    for batch in run.train_loader:
+        images = run.trainer.to_device(batch)[0]
+        yield images
+        seen += len(images)
+        if seen >= samples:
+            return

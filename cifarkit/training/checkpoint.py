@@ -1,0 +1,278 @@
+"""Checkpoints: written whole or not at all, checked by a checksum, loaded without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarkit.training.callbacks import Callback, check_mode, monitored_value
+
+if TYPE_CHECKING:
+    from cifarkit.training.run import Run
+
+_END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
+_LABEL = b"sha256:"
+
+
+def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
+    """Save tensors and plain types to path, atomically and with a checksum.
+
+    The file is an ordinary ``torch.save`` zip; the SHA-256 of it stands in the zip's comment, so that
+    ``torch.load`` reads it without this library.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    if content[-22:-18] != _END_RECORD or content[-2:] != b"\0\0":
+        raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
+    comment = _LABEL + hashlib.sha256(content).hexdigest().encode()
+    write_atomically(content[:-2] + len(comment).to_bytes(2, "little") + comment, path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU after checking that it is whole; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or is no checkpoint; the message names it.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    _require_checksum(content, path)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as tensors and plain types: {reason}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__} where a dict was expected")
+    return state
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Save a network's weights, as safetensors if the name ends so, else as a plain ``torch.save`` dict.
+
+    Raises:
+        ImportError: if the name ends in .safetensors and the extra is not installed.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if Path(path).suffix == ".safetensors":
+        write_atomically(_safetensors().save(weights), path)
+    else:
+        write_checkpoint(weights, path)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, average: str | None = None) -> nn.Module:
+    """Load weights into a network and return it.
+
+    Args:
+        model: the network, built like the one that was saved.
+        path: a file of :func:`save_weights`, or a checkpoint of a run whose task holds the network.
+        average: take the averaged weights of a checkpoint instead: "ema" or "swa".
+    Raises:
+        ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
+    """
+    if Path(path).suffix == ".safetensors":
+        weights = _safetensors().load(Path(path).read_bytes())
+    else:
+        weights = load_checkpoint(path)
+    if "format_version" in weights:
+        weights = _network_of_run(weights, model, path, average)
+    elif average is not None:
+        raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
+    own = model.state_dict()
+    for key in own.keys() | weights.keys():
+        if key not in own or key not in weights or own[key].shape != weights[key].shape:
+            there, here = (tuple(side[key].shape) if key in side else "absent" for side in (weights, own))
+            raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
+    model.load_state_dict(weights)
+    return model
+
+
+def write_atomically(content: bytes, path: str | Path) -> None:
+    """Write to a temporary name beside path, flush to the disk, then rename: a crash leaves the old file or the new.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk for example; the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # make the new name itself survive a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class ModelCheckpoint(Callback):
+    """Save the run: the last state, and the best ones by a metric.
+
+    ``folder/last.pt`` is written after every epoch and on SIGTERM or Ctrl-C; ``folder/best.pt`` whenever the metric
+    improves. With ``save_top_k`` above 1 the k best are also kept under names like ``epoch=003-val_acc=0.9340.pt``.
+
+    Args:
+        folder: where to write; made if absent.
+        monitor: name of an epoch metric, or None to keep only the last state.
+        mode: "max" if higher is better, "min" if lower is.
+        save_top_k: how many of the best to keep, at least 1.
+        every_n_steps: also write last.pt after so many updates.
+    Raises:
+        ValueError: for a misspelt mode, a count below 1, and at the first epoch for an unknown metric.
+        OSError: while saving; a failed save ends the run rather than being passed over.
+    """
+
+    order = 10
+
+    def __init__(
+        self,
+        folder: str | Path,
+        monitor: str | None = None,
+        mode: str = "max",
+        save_top_k: int = 1,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if save_top_k < 1:
+            raise ValueError(f"save_top_k={save_top_k} must be at least 1; leave monitor=None to keep only last.pt")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1, or None")
+        self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode)
+        self.save_top_k, self.every_n_steps = save_top_k, every_n_steps
+        self.best: list[tuple[float, str]] = []  # (metric, file name), the best first
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.pt"
+
+    def on_fit_start(self, run: Run) -> None:
+        self.best = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def on_step_end(self, run: Run) -> None:
+        if self.every_n_steps and run.step % self.every_n_steps == 0:
+            self.save_last(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        if self.monitor is not None:
+            self._keep_if_good(run, monitored_value(run.metrics, self.monitor))
+        self.save_last(run)
+
+    def on_interrupt(self, run: Run) -> None:
+        self.save_last(run)
+
+    def save_last(self, run: Run) -> None:
+        """Write last.pt now."""
+        write_checkpoint(run.state_dict(), self.last_path)
+        run.last_checkpoint = str(self.last_path)
+
+    def _keep_if_good(self, run: Run, value: float) -> None:
+        sign = 1 if self.mode == "min" else -1
+        if len(self.best) == self.save_top_k and not sign * value < sign * self.best[-1][0]:
+            return
+        name = f"epoch={run.epoch - 1:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
+        dropped = self.best[self.save_top_k - 1 :]
+        self.best = sorted([*self.best[: self.save_top_k - 1], (value, name)], key=lambda item: sign * item[0])
+        write_checkpoint(run.state_dict(), self.folder / name)  # its state lists the file itself
+        if name != "best.pt":
+            if self.best[0][1] == name:
+                _copy_atomically(self.folder / name, self.best_path)
+            for _, old in dropped:
+                (self.folder / old).unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = [(value, name) for value, name in state["best"]]
+
+
+def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) -> Path | None:
+    """Return the file that ``fit(resume=...)`` means, or None to start anew.
+
+    Raises:
+        FileNotFoundError: if a named file does not exist.
+        ValueError: for "auto" without a ModelCheckpoint.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        paths = [callback.last_path for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+        if not paths:
+            raise ValueError("resume='auto' needs a ModelCheckpoint among the callbacks, which says where to look")
+        return next((path for path in paths if path.exists()), None)
+    path = Path(resume)
+    path = path / "last.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"resume={str(resume)!r}: there is no checkpoint; 'auto' starts anew when there is none"
+        )
+    return path
+
+
+def _copy_atomically(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def _require_checksum(content: bytes, path: Path) -> None:
+    """Check the comment of :func:`write_checkpoint`; files of plain ``torch.save`` have none and pass."""
+    length = len(_LABEL) + 64
+    start = len(content) - length
+    if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start : start + 7] != _LABEL:
+        if content[-22:-18] == _END_RECORD and content[-2:] == b"\0\0":
+            return
+        raise ValueError(f"{path} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
+    original = content[: start - 2] + b"\0\0"
+    if hashlib.sha256(original).hexdigest().encode() != content[start + 7 :]:
+        raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
+
+
+def _network_of_run(
+    state: dict[str, Any], model: nn.Module, path: str | Path, average: str | None
+) -> dict[str, Tensor]:
+    """Find the weights of one network in a run's checkpoint: the child of the task with the same keys."""
+    tensors: dict[str, Tensor] = state["task"]
+    if average is not None:
+        found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
+        if not found:
+            raise ValueError(f"average={average!r}: {path} holds no such average")
+        tensors = found[0]["averaged"]
+    names = {key.split(".", 1)[0] for key in tensors}
+    own = model.state_dict().keys()
+    for name in sorted(names, key=lambda name: name != "model"):
+        child = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + ".")}
+        if child.keys() == own:
+            return child
+    raise ValueError(f"{path} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}")
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("reading and writing .safetensors needs: pip install cifarkit[safetensors]") from error
+    return safetensors.torch

@@ -1,0 +1,55 @@
+"""Leave cleanly when asked: SIGTERM and Ctrl-C are noted, and acted on between two optimizer updates."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
+    """The run was asked to end."""
+
+
+class InterruptGuard:
+    """While it is open, the first SIGTERM or Ctrl-C only sets ``signal_number``; a second one acts at once.
+
+    Outside the main thread Python cannot catch signals, and the guard does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> InterruptGuard:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise if a signal has come."""
+        if self.signal_number is not None:
+            raise Interrupted
+
+    @property
+    def exit_code(self) -> int:
+        """The code a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
+        return 128 + (self.signal_number or 0)
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.signal_number).name if self.signal_number is not None else "no signal"
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,79 @@
+"""Running means that stay on the device until somebody looks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became infinite or not a number, so the weights can no longer be trusted.
+
+    Attributes:
+        step: number of the first such update, from 0.
+    """
+
+    def __init__(self, message: str | None, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Meters:
+    """Weighted means of scalar tensors over a log interval and over an epoch.
+
+    ``add`` only keeps a reference; ``flush`` reads everything pending in one transfer and adds it up in Python's
+    float64 in the order it came, so the result does not depend on how often it is read.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[str, Tensor, int, int]] = []
+        self.interval: dict[str, list[float]] = {}  # name -> [weighted sum, samples]
+        self.epoch: dict[str, list[float]] = {}
+
+    def add(self, name: str, mean: Tensor, samples: int, step: int) -> None:
+        """Remember a mean over ``samples`` samples, made in update number ``step``."""
+        self._pending.append((name, mean.detach(), samples, step))
+
+    def flush(self) -> None:
+        """Bring pending values to the host.
+
+        Raises:
+            NonFiniteLossError: if one of the losses is not finite; it names the first such step.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        values = torch.stack([mean.float() for _, mean, _, _ in pending]).tolist()  # the only synchronisation
+        for (name, _, samples, step), value in zip(pending, values, strict=True):
+            if name.endswith("loss") and not math.isfinite(value):
+                raise NonFiniteLossError(f"{name} is {value} at step {step}", step)
+            for sums in (self.interval, self.epoch):
+                total = sums.setdefault(name, [0.0, 0])
+                total[0] += value * samples
+                total[1] += samples
+
+    def end_interval(self) -> dict[str, float]:
+        """Return the means since the last call and start a new interval."""
+        self.flush()
+        means, self.interval = _means(self.interval), {}
+        return means
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the means of the epoch so far."""
+        self.flush()
+        return _means(self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        return {"interval": self.interval, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pending = []
+        self.interval, self.epoch = state["interval"], state["epoch"]
+
+
+def _means(sums: dict[str, list[float]]) -> dict[str, float]:
+    return {name: total / samples for name, (total, samples) in sums.items()}

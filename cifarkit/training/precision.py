@@ -1,0 +1,70 @@
+"""Number formats of the loop: fp32, or 16 bits where it is safe with fp32 weights."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from cifarkit.inference import cpu_has_bf16
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+
+
+class Precision:
+    """Autocast and gradient scaling for one device.
+
+    Args:
+        name: "fp32", "bf16-mixed" or "fp16-mixed". Mixed keeps weights and optimizer state in fp32.
+        device: where the loop runs.
+    Raises:
+        ValueError: if the name is unknown or the device cannot do it.
+    Source: Micikevicius et al. 2018, "Mixed precision training".
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        if name not in PRECISIONS:
+            raise ValueError(f"precision={name!r} is unknown; choose one of {', '.join(map(repr, PRECISIONS))}")
+        self.name, self.device, self.dtype = name, device, PRECISIONS[name]
+        if self.dtype is not None:
+            _require_support(name, self.dtype, device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Open the region in which forward and loss run; backward stays outside, as PyTorch advises."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Make a gradient scaler, which does nothing except in fp16."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device; "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: if PyTorch knows no such device, or CUDA is asked for and absent.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown; use 'auto', 'cpu' or 'cuda'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: PyTorch finds no CUDA device here; use 'auto' or 'cpu'")
+    return chosen
+
+
+def _require_support(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        raise ValueError(f"precision={name!r} is not supported on device {str(device)!r}; use 'fp32'")
+    if kind == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"precision={name!r} is not supported by this GPU; use 'fp16-mixed' or 'fp32'")
+    if kind == "cpu" and dtype is torch.bfloat16 and not cpu_has_bf16():
+        warnings.warn("this processor has no bf16 arithmetic: bf16-mixed will be slower than fp32", stacklevel=4)
+    if kind == "cpu" and dtype is torch.float16:
+        warnings.warn("fp16-mixed is meant for GPUs; on a CPU bf16-mixed or fp32 is usually faster", stacklevel=4)

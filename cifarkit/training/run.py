@@ -1,0 +1,275 @@
+"""The state of one fit: counters, metrics and everything a checkpoint has to carry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from cifarkit.seeding import RngState
+from cifarkit.training.callbacks import Callback
+from cifarkit.training.config import describe
+from cifarkit.training.loading import replayed, require_batches
+from cifarkit.training.meters import Meters, NonFiniteLossError
+from cifarkit.training.task import Batch, Task, Update, metric_name
+
+if TYPE_CHECKING:
+    from cifarkit.training.loggers import Logger
+    from cifarkit.training.trainer import Trainer
+
+FORMAT_VERSION = 1
+
+
+class Run:
+    """What a fit has done so far; the Trainer makes it, callbacks and loggers read it.
+
+    Attributes:
+        task, train_loader, val_loader, device: what is trained, on what, and where.
+        step: optimizer updates done. A step that fp16 skipped does not count.
+        epoch: epochs completed, so the number of the running one, from 0.
+        total_steps: updates that the whole fit would make.
+        history: one dict an epoch: epoch, step, seconds, the epoch's metrics.
+        metrics: the newest value of every metric.
+        stopped_because: why the run ended early, or None.
+        resumed: whether it continues a checkpoint.
+        config: the settings in plain JSON types.
+        images: training images seen.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        task: Task,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        require_batches("train_loader", train_loader)
+        if val_loader is not None:
+            require_batches("val_loader", val_loader)
+        self.trainer, self.task, self.train_loader, self.val_loader = trainer, task, train_loader, val_loader
+        self.device = trainer.device
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.order)
+        self.step_hooks = [item.on_step_end for item in self.callbacks if _overrides(item, "on_step_end")]
+        self.loggers = list(loggers)
+        self.scalers = {name: trainer.precision.scaler() for name in task.optimizers}
+        self.parameters = list(task.parameters())
+        self.schedule = trainer.schedule
+        self.step = self.epoch = self.images = 0
+        self.batches = 0  # micro-batches of the running epoch that are used up
+        self.batches_in_epoch = len(train_loader)  # type: ignore[arg-type]
+        self.total_steps = trainer.accumulation.total_updates(
+            self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
+        )
+        self.meters, self.at_log_step = Meters(), False
+        self.history: list[dict[str, Any]] = []
+        self.metrics: dict[str, float] = {}
+        self.stopped_because: str | None = None
+        self.last_checkpoint: str | None = None
+        self.resumed = False
+        self.config = describe(self)
+        self._log_later: dict[str, float] = {}
+        self._loader_state: dict[str, Any] | None = None
+        self._rng_at_epoch_start: RngState | None = None
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        self._epoch_clock = self._interval_clock = (self._started, 0)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit, validation included, over all resumes."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @property
+    def progress(self) -> float:
+        """Updates done over updates in all, in [0, 1]: what the schedules are functions of."""
+        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
+
+    @property
+    def batches_left(self) -> int:
+        """Micro-batches of the running epoch that are still to come."""
+        return self.batches_in_epoch - self.batches
+
+    def notify(self, hook: str) -> None:
+        """Call one hook of every callback, in order."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self)
+
+    def stop(self, reason: str) -> None:
+        """End the run after this update; the first reason is kept."""
+        self.stopped_because = self.stopped_because or reason
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the newest epoch: to ``metrics`` and to the last row of ``history``."""
+        self.metrics.update(metrics)
+        if self.history:
+            self.history[-1].update(metrics)
+
+    def log_later(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the next log line."""
+        self._log_later.update(metrics)
+
+    def add_metrics(self, update: Update, samples: int) -> None:
+        """Keep the loss and metrics of one micro-batch, on the device."""
+        name, add = update.optimizer, self.meters.add
+        add(metric_name(name, "loss", prefix="train_"), update.loss, samples, self.step)
+        for metric, value in update.metrics.items():
+            add(metric_name(name, metric, prefix="train_"), value, samples, self.step)
+
+    def count(self, window: Sequence[Batch]) -> None:
+        """Count the micro-batches of one update, and note where the loader stands after them."""
+        self.batches += len(window)
+        self.images += sum(len(batch[0]) for batch in window)
+        self.mark_position()
+
+    def log(self) -> None:
+        """Read the metrics since the last log step off the device and send them to the loggers.
+
+        Raises:
+            NonFiniteLossError: if a loss is infinite or NaN.
+        """
+        metrics = self.meters.end_interval()
+        self._log_later, later = {}, self._log_later
+        metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
+        self._interval_clock = (time.perf_counter(), self.images)
+        self.metrics.update(metrics)
+        for logger in self.loggers:
+            logger.log(metrics, self.step)
+
+    def end_epoch(self, validation: Mapping[str, float], whole: bool) -> None:
+        """Write the epoch's row; a partial epoch, ended by max_steps or a callback, may be continued by a resume."""
+        row = {"epoch": self.epoch, "step": self.step, **self.meters.epoch_means(), **validation}
+        row |= {"lr": self._first_rate(), "images_per_second": self._speed(self._epoch_clock), "seconds": self.seconds}
+        if whole:
+            self.epoch, self.batches, self.meters = self.epoch + 1, 0, Meters()
+        self.mark_position()
+        self.history.append(row)
+        self.metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+        self.notify("on_epoch_end")
+        for logger in self.loggers:
+            logger.log_epoch(self)
+
+    def explain(self, error: NonFiniteLossError) -> str:
+        """Say where the loss broke down, at what learning rate, and what is left."""
+        group = next(iter(self.task.optimizers.values())).param_groups[0]
+        rate = group["initial_lr"] * self.schedule(error.step / max(self.total_steps, 1))
+        return (
+            f"{error} (learning rate {rate:.3g}); last good checkpoint: {self.last_checkpoint or 'none'}. "
+            "A lower learning rate, a warm-up or gradient_clip_val may help, or NaN may be in the images"
+        )
+
+    def log_images(self, name: str, images: Tensor) -> None:
+        """Send a grid of images, uint8 or float in [0, 1], to every logger."""
+        for logger in self.loggers:
+            logger.log_images(name, images, self.step)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the present rate of every parameter group; a lone group is called "lr"."""
+        groups = {
+            f"{metric_name(name, 'lr')}{f'_{index}' if index else ''}": group["lr"]
+            for name, optimizer in self.task.optimizers.items()
+            for index, group in enumerate(optimizer.param_groups)
+        }
+        return {name: float(rate) for name, rate in groups.items()}
+
+    def open_loader(self) -> Iterator[Any]:
+        """Start the epoch's batches, or what is left of them."""
+        self._epoch_clock = self._interval_clock = (time.perf_counter(), self.images)
+        if self.batches == 0 or self._rng_at_epoch_start is None or hasattr(self.train_loader, "load_state_dict"):
+            self._rng_at_epoch_start = RngState.capture()
+            return iter(self.train_loader)
+        return replayed(self.train_loader, self.batches, self._rng_at_epoch_start)
+
+    def mark_position(self) -> None:
+        """Note where the loader stands, before it is asked for more or moves on to the next epoch."""
+        state_of = getattr(self.train_loader, "state_dict", None)
+        self._loader_state = state_of() if state_of else None
+
+    def _first_rate(self) -> float:
+        return next(iter(self.learning_rates().values()))
+
+    def _speed(self, since: tuple[float, int]) -> float:
+        start, images = since
+        return (self.images - images) / max(time.perf_counter() - start, 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resumed run needs, in tensors and plain types.
+
+        Raises:
+            NonFiniteLossError: if a loss since the last log step was not finite, so that no bad state is saved.
+        """
+        names = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
+        counters = {name: getattr(self, name) for name in names}
+        return {
+            "format_version": FORMAT_VERSION,
+            "run": counters | {"meters": self.meters.state_dict(), "total_steps": self.total_steps},
+            "task": self.task.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+            "callbacks": [{"name": type(item).__name__, "state": item.state_dict()} for item in self.callbacks],
+            "loader": self._loader_state,
+            "rng": RngState.capture().state_dict(),
+            "rng_at_epoch_start": self._rng_at_epoch_start.state_dict() if self._rng_at_epoch_start else None,
+            "config": self.config,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up everything but the random states and the callbacks, which come last.
+
+        Raises:
+            ValueError: if the state belongs to another task.
+        """
+        _require_same_task(self.task, state)
+        self.task.load_state_dict(state["task"])
+        for name, optimizer in self.task.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, scaler in self.scalers.items():
+            if state["scalers"].get(name):  # empty when it was saved in another precision
+                scaler.load_state_dict(state["scalers"][name])
+        counters = dict(state["run"])
+        self.meters.load_state_dict(counters.pop("meters"))
+        counters.pop("total_steps")
+        self._seconds_before, self._started = counters.pop("seconds"), time.perf_counter()
+        for name, value in counters.items():
+            setattr(self, name, value)
+        self.history = [row for row in self.history if row["epoch"] < self.epoch]  # drop the row of a partial epoch
+        self._loader_state = state["loader"]
+        if self._loader_state is not None and hasattr(self.train_loader, "load_state_dict"):
+            self.train_loader.load_state_dict(self._loader_state)
+        if state["rng_at_epoch_start"] is not None:
+            self._rng_at_epoch_start = RngState.from_state_dict(state["rng_at_epoch_start"])
+        self.resumed = True
+
+    def load_callbacks(self, states: list[dict[str, Any]]) -> None:
+        """Give each callback the state saved by the first unused one of its kind; new kinds start fresh."""
+        unused = list(states)
+        for callback in self.callbacks:
+            match = next((state for state in unused if state["name"] == type(callback).__name__), None)
+            if match is not None:
+                unused.remove(match)
+                callback.load_state_dict(match["state"])
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    if not isinstance(callback, Callback):
+        raise TypeError(f"callbacks must be Callback objects; got {type(callback).__name__}")
+    return getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _require_same_task(task: Task, state: dict[str, Any]) -> None:
+    saved, own = state["task"], task.state_dict()
+    advice = "build the task that wrote the checkpoint, or load single networks with load_weights"
+    for key in own.keys() | saved.keys():
+        if key not in saved or key not in own:
+            where = "only in this task" if key in own else "only in the checkpoint"
+            raise ValueError(f"the checkpoint belongs to another model: {key!r} is {where}; {advice}")
+        if own[key].shape != saved[key].shape:
+            raise ValueError(
+                f"the checkpoint belongs to another model: {key!r} has shape {tuple(saved[key].shape)} there "
+                f"and {tuple(own[key].shape)} in this task; {advice}"
+            )
+    missing = task.optimizers.keys() - state["optimizers"].keys()
+    if missing:
+        raise ValueError(f"the checkpoint has no optimizer {sorted(missing)}; it has {sorted(state['optimizers'])}")

@@ -1,0 +1,118 @@
+"""Learning-rate schedules: pure functions from progress in [0, 1] to a factor on each optimizer's own rate.
+
+The Trainer multiplies the rate that every parameter group was built with by ``schedule(updates done / updates in
+all)``. Nothing is remembered, so a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch.optim import Optimizer
+
+Schedule = Callable[[float], float]
+
+
+def constant() -> Schedule:
+    """Keep the rate as it is."""
+    return lambda progress: 1.0
+
+
+def cosine(warmup: float = 0.0) -> Schedule:
+    """Rise linearly from 0 over the fraction ``warmup``, then fall to 0 along half a cosine.
+
+    Raises:
+        ValueError: if warmup is not in [0, 1).
+    Source: Loshchilov and Hutter 2017, "SGDR", eq. 5, without restarts.
+    """
+    _require_fraction("warmup", warmup)
+
+    def schedule(progress: float) -> float:
+        if progress < warmup:
+            return progress / warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+    return schedule
+
+
+def one_cycle(warmup: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
+    """Rise from ``start`` to 1 over the fraction ``warmup`` and fall to ``end``, both along half a cosine.
+
+    The optimizer's own rate is the peak. The defaults are those of ``torch.optim.lr_scheduler.OneCycleLR``.
+
+    Raises:
+        ValueError: if warmup is not in [0, 1).
+    Source: Smith and Topin 2018, "Super-convergence".
+    """
+    _require_fraction("warmup", warmup)
+
+    def schedule(progress: float) -> float:
+        if progress < warmup:
+            return _cosine_between(start, 1.0, progress / warmup)
+        return _cosine_between(1.0, end, (progress - warmup) / (1 - warmup))
+
+    return schedule
+
+
+def triangle(peak: float = 0.25, start: float = 0.2, end: float = 0.05) -> Schedule:
+    """Go linearly from ``start`` to 1 at progress ``peak``, then linearly to ``end``.
+
+    Raises:
+        ValueError: if peak is not strictly between 0 and 1.
+    Source: the triangular schedule of Page 2018, "How to train your ResNet".
+    """
+    if not 0 < peak < 1:
+        raise ValueError(f"peak={peak} must lie strictly between 0 and 1: the progress at which the rate is highest")
+
+    def schedule(progress: float) -> float:
+        if progress < peak:
+            return start + (1 - start) * progress / peak
+        return 1 + (end - 1) * (progress - peak) / (1 - peak)
+
+    return schedule
+
+
+def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
+    """Multiply the rate by ``gamma`` at each milestone, given in fractions of the run: ``(0.5, 0.75)``.
+
+    Raises:
+        ValueError: if a milestone is not strictly between 0 and 1.
+    """
+    for milestone in milestones:
+        if not 0 < milestone < 1:
+            raise ValueError(
+                f"milestones={tuple(milestones)}: {milestone} must lie strictly between 0 and 1, "
+                "a fraction of the run and not an epoch number"
+            )
+    return lambda progress: gamma ** sum(progress >= milestone for milestone in milestones)
+
+
+@contextmanager
+def scheduled_rates(optimizers: Mapping[str, Optimizer]) -> Iterator[None]:
+    """Remember each group's rate as ``initial_lr`` while a schedule bends it, and put it back afterwards."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    try:
+        yield
+    finally:
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:  # not the groups of before: loading a checkpoint replaces them
+                group["lr"] = group.pop("initial_lr")
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set every group to its initial rate times a schedule's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def _cosine_between(first: float, last: float, fraction: float) -> float:
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def _require_fraction(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value} must be at least 0 and below 1: a fraction of the run")

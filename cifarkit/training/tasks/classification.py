@@ -1,0 +1,107 @@
+"""Image classification: one network, one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from cifarkit.training.task import Batch, Task, Update
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+class ClassificationTask(Task):
+    """Train a network to classify images by cross-entropy, the negative log-likelihood of the log-softmax.
+
+    Args:
+        model: images (B, C, H, W) -> logits (B, K).
+        optimizer: of the model's parameters.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1) (Szegedy et al. 2016).
+        mix: ``transforms.Mixup`` or ``CutMix``, used in training only; ``train_acc`` then compares with the label of
+            the first image of each pair.
+        loss: (logits (B, K), labels) -> scalar mean, instead of cross-entropy; labels are int64 (B,), or (B, K)
+            with mix. It also gives the validation loss, which otherwise is cross-entropy without smoothing.
+        num_classes: K; None reads it off the model's last linear layer.
+    Raises:
+        ValueError: if label_smoothing is out of range, or labels do not fit the logits.
+        TypeError: if labels are not int64.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        label_smoothing: float = 0.0,
+        mix: Mix | None = None,
+        loss: Loss | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
+        if loss is not None and label_smoothing:
+            raise ValueError("label_smoothing applies to cross-entropy only; give it to your loss instead")
+        self.model = model
+        self.optimizers = {"model": optimizer}
+        self.label_smoothing, self.mix, self.loss = label_smoothing, mix, loss
+        self.num_classes = num_classes if num_classes is not None else _count_classes(model)
+        self._checked = False
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        images, labels = batch
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels, self._require_num_classes())
+        logits = self.model(images)
+        if not self._checked:
+            self._check(logits, labels)
+        if self.loss is not None:
+            loss = self.loss(logits, targets)
+        else:
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        yield Update(loss, "model", {"acc": accuracy(logits.detach(), labels)})
+
+    def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
+        images, labels = batch
+        logits = self.model(images).float()
+        if self.loss is not None:
+            loss = self.loss(logits, labels) * len(labels)
+        else:
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.argmax(1) == labels).sum()
+        return {"loss": (loss, len(labels)), "acc": (correct, len(labels))}
+
+    def _check(self, logits: Tensor, labels: Tensor) -> None:
+        """Look once at the first batch, which costs one synchronisation, for mistakes that would fail obscurely."""
+        if logits.dim() != 2:
+            raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            raise TypeError(f"labels must be int64 (B,); got {labels.dtype} of shape {tuple(labels.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(
+                f"labels run from {low} to {high}, but the model tells {logits.shape[1]} classes apart; "
+                f"build it with num_classes={high + 1} or more, labels from 0"
+            )
+        self._checked = True
+
+    def _require_num_classes(self) -> int:
+        if self.num_classes is None:
+            raise ValueError("mix needs the number of classes and the model has no linear layer: give num_classes")
+        return self.num_classes
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of images (B,) whose largest logit (B, K) is the label's, as a scalar in [0, 1]."""
+    return (logits.argmax(1) == labels).float().mean()
+
+
+def _count_classes(model: nn.Module) -> int | None:
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return layers[-1].out_features if layers else None

@@ -1,0 +1,271 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+
+from cifarkit.inference import evaluation_mode
+from cifarkit.seeding import RngState
+from cifarkit.training.accumulation import AccumulationPlan
+from cifarkit.training.callbacks import Callback
+from cifarkit.training.checkpoint import find_checkpoint, load_checkpoint
+from cifarkit.training.compiling import compile_networks, fall_back_to_eager
+from cifarkit.training.interrupts import Interrupted, InterruptGuard
+from cifarkit.training.loading import require_batches, undisturbed
+from cifarkit.training.loggers import Logger
+from cifarkit.training.meters import NonFiniteLossError
+from cifarkit.training.precision import Precision, choose_device
+from cifarkit.training.progress import ProgressBar
+from cifarkit.training.run import Run
+from cifarkit.training.schedules import Schedule, constant, scheduled_rates, set_rates
+from cifarkit.training.task import Batch, Task, metric_name
+
+
+class Trainer:
+    """Train a task: forward, backward, accumulate, clip, step, and everything around it.
+
+    Args:
+        max_epochs, max_steps: when to end; at least one is needed, the first reached counts.
+        precision: "fp32", "bf16-mixed" or "fp16-mixed".
+        accumulate_grad_batches: micro-batches an update, or {first epoch: number}, epochs from 0. Every sample weighs
+            the same, so the result is that of one big batch, also in the short last window of an epoch.
+        gradient_clip_val: bound on the gradient, None for none.
+        gradient_clip_algorithm: "norm" bounds the norm over an optimizer's parameters, "value" every entry.
+        schedule: function of progress in [0, 1] that multiplies the optimizers' rates; None keeps them.
+        callbacks, loggers: see :class:`Callback` and :class:`Logger`.
+        device: "auto" takes CUDA if there is one.
+        compile: compile the networks; if that fails the run goes on without, and says so.
+        progress: show a bar, or a line an epoch where stdout is no terminal.
+        log_every_n_steps: updates between two log steps, the only moments when metrics leave the device.
+    Raises:
+        ValueError: if an argument is out of range, or the device cannot do the precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        precision: str = "fp32",
+        accumulate_grad_batches: int | Mapping[int, int] = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        schedule: Schedule | None = None,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        device: str | torch.device = "auto",
+        compile: bool = False,
+        progress: bool = True,
+        log_every_n_steps: int = 50,
+    ) -> None:
+        if max_epochs is None and max_steps is None:
+            raise ValueError("max_epochs and max_steps are both None: give at least one, so that training ends")
+        for name, value, least in (
+            ("max_epochs", max_epochs, 0),
+            ("max_steps", max_steps, 0),
+            ("log_every_n_steps", log_every_n_steps, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if gradient_clip_algorithm not in ("norm", "value"):
+            raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm!r} is unknown; use 'norm' or 'value'")
+        if gradient_clip_val is not None and not gradient_clip_val > 0:
+            raise ValueError(f"gradient_clip_val={gradient_clip_val} must be positive, or None for no clipping")
+        self.max_epochs, self.max_steps = max_epochs, max_steps
+        self.device = choose_device(device)
+        self.precision = Precision(precision, self.device)
+        self.accumulation = AccumulationPlan(accumulate_grad_batches)
+        self.clip_bound, self.clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.schedule = schedule or constant()
+        self.callbacks, self.loggers = list(callbacks), list(loggers)
+        self.compile, self.progress, self.log_every_n_steps = compile, progress, log_every_n_steps
+
+    # One update: the core of the library.
+
+    def train_step(self, run: Run, micro_batches: Sequence[Batch]) -> bool:
+        """Run every stage of the task once, its gradient averaged over the samples of micro_batches.
+
+        Returns False if fp16 overflowed and no optimizer stepped.
+        """
+        counts = [len(batch[0]) for batch in micro_batches]
+        total, stepped = sum(counts), False
+        stages = [run.task.updates(batch) for batch in micro_batches]
+        while True:
+            names = set()
+            for stage, count in zip(stages, counts, strict=True):
+                with self.precision.autocast():  # forward and loss only; the region ends before backward
+                    update = next(stage, None)
+                names.add(update and update.optimizer)
+                if update is not None:
+                    loss = update.loss if count == total else update.loss * (count / total)
+                    run.scalers[update.optimizer].scale(loss).backward()  # type: ignore[no-untyped-call]
+                    run.add_metrics(update, count)
+            if len(names) > 1:
+                raise RuntimeError(f"the micro-batches of one window disagree on the next optimizer: {names}")
+            if update is None:
+                return stepped
+            stepped = self.apply(run, update.optimizer) or stepped
+
+    def apply(self, run: Run, name: str) -> bool:
+        """Step one optimizer, then drop all gradients, including those left in judged networks."""
+        optimizer, scaler = run.task.optimizers[name], run.scalers[name]
+        set_rates(optimizer, run.schedule(run.progress))
+        scaler.unscale_(optimizer)
+        if self.clip_bound is not None or run.at_log_step:
+            self._clip(run, name)
+        scale_before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        for parameter in run.parameters:
+            parameter.grad = None
+        return scaler.get_scale() >= scale_before  # a smaller scale means that the step was skipped
+
+    def _clip(self, run: Run, name: str) -> None:
+        """Bound the gradient, and at log steps report its norm as it was before."""
+        groups = run.task.optimizers[name].param_groups
+        parameters = [item for group in groups for item in group["params"] if item.grad is not None]
+        if self.clip_bound is not None and self.clip_algorithm == "norm":
+            norm = clip_grad_norm_(parameters, self.clip_bound)  # an infinite norm is left to the scaler
+        else:
+            norm = get_total_norm([item.grad for item in parameters])
+            if self.clip_bound is not None:
+                clip_grad_value_(parameters, self.clip_bound)
+        if run.at_log_step:
+            run.meters.add(metric_name(name, "grad_norm"), norm, 1, run.step)
+
+    # The fit around it.
+
+    def fit(
+        self,
+        task: Task,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        *,
+        resume: str | Path | None = None,
+    ) -> Run:
+        """Train the task, validating after each epoch.
+
+        Args:
+            task: what to train; its networks are moved to the device, and are in evaluation mode afterwards.
+            train_loader: any iterable of batches with a length. ``Loader`` resumes exactly in mid-epoch; of another
+                loader the used batches are drawn again and passed over.
+            val_loader: the same, or None.
+            resume: a checkpoint file; or "auto", the last.pt of this trainer's ModelCheckpoint if it exists yet.
+                Training goes on bit for bit on the same machine, versions and number of threads.
+        Returns:
+            the run, with its history, counters and the reason why it stopped early.
+        Raises:
+            ValueError: for an empty loader, or a checkpoint that is damaged or of another model.
+            NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save.
+            SystemExit: 143 on SIGTERM and 130 on Ctrl-C, after the update is finished and saved.
+        """
+        loggers = [*self.loggers, ProgressBar()] if self.progress else self.loggers
+        run = Run(self, task, train_loader, val_loader, self.callbacks, loggers)
+        with scheduled_rates(task.optimizers), InterruptGuard() as guard:
+            try:
+                self._prepare(run, find_checkpoint(resume, self.callbacks))
+                while not self.is_finished(run):
+                    self._run_epoch(run, guard)
+                run.notify("on_fit_end")
+            except Interrupted:
+                run.stop(f"{guard.name} was received")
+                run.notify("on_interrupt")
+                raise SystemExit(guard.exit_code) from None
+            except NonFiniteLossError as error:
+                run.stop(run.explain(error))
+                raise NonFiniteLossError(run.stopped_because, error.step) from None
+            finally:
+                task.eval()
+                for logger in loggers:
+                    logger.close(run)
+        return run
+
+    def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
+        """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
+        require_batches("loader", loader)
+        task.to(self.device)
+        sums: dict[str, list[Tensor]] = {}
+        counts: dict[str, int] = {}
+        with undisturbed(loader), evaluation_mode(task), torch.inference_mode():
+            for batch in loader:
+                if guard is not None:
+                    guard.check()
+                with self.precision.autocast():
+                    results = task.evaluate(self.to_device(batch))
+                for name, (total, count) in results.items():
+                    sums.setdefault(name, []).append(total.float())
+                    counts[name] = counts.get(name, 0) + count
+        return {f"val_{name}": sum(torch.stack(sums[name]).tolist()) / counts[name] for name in sums}
+
+    def is_finished(self, run: Run) -> bool:
+        """Tell whether the run has been stopped or has done all its epochs or updates."""
+        out_of_steps = self.max_steps is not None and run.step >= self.max_steps
+        out_of_epochs = self.max_epochs is not None and run.epoch >= self.max_epochs
+        return run.stopped_because is not None or out_of_steps or out_of_epochs
+
+    def to_device(self, batch: Batch) -> list[Tensor]:
+        """Move a batch, images in channels_last, which convolutions prefer."""
+        return [
+            item.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            if item.dim() == 4
+            else item.to(self.device, non_blocking=True)
+            for item in batch
+        ]
+
+    def _prepare(self, run: Run, checkpoint: Path | None) -> None:
+        run.task.to(self.device)
+        run.task.to(memory_format=torch.channels_last)
+        run.task.zero_grad(set_to_none=True)  # gradients left by the caller would be added to
+        if self.compile:
+            compile_networks(run.task)
+        state = load_checkpoint(checkpoint) if checkpoint else None
+        if state is not None:
+            run.load_state_dict(state)
+            run.last_checkpoint = str(checkpoint)
+        for callback in run.callbacks:
+            callback.on_fit_start(run)
+            run.schedule = callback.bend_schedule(run.schedule, run)
+        if state is not None:
+            run.load_callbacks(state["callbacks"])
+        for logger in run.loggers:
+            logger.start(run)
+        if state is not None:
+            RngState.from_state_dict(state["rng"]).restore()
+        run.mark_position()
+
+    def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
+        run.notify("on_epoch_start")
+        run.task.train()
+        batches, factor = run.open_loader(), self.accumulation.factor(run.epoch)
+        last_step = run.step + self.accumulation.updates(run.batches_left, run.epoch)
+        whole = True
+        while window := [self.to_device(batch) for batch in islice(batches, factor)]:
+            run.count(window)
+            run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.step + 1 >= last_step
+            run.step += self._train_step_or_fall_back(run, window)
+            if run.at_log_step:
+                run.log()
+            for hook in run.step_hooks:
+                hook(run)
+            guard.check()
+            if run.batches_left and self.is_finished(run):
+                whole = False
+                break
+        # An interruption of the validation leaves the epoch open, and the resumed run validates again.
+        validation = self.evaluate(run.task, run.val_loader, guard=guard) if run.val_loader is not None else {}
+        run.end_epoch(validation, whole)
+        guard.check()
+
+    def _train_step_or_fall_back(self, run: Run, window: Sequence[Batch]) -> bool:
+        try:
+            return self.train_step(run, window)
+        except Exception as error:
+            fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
+            return self.train_step(run, window)

@@ -1,0 +1,126 @@
+"""What every transform of a batch of images shares: the call, its draws, its two number formats."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cifarkit.seeding import Draws
+
+Fill = float | Sequence[float]  # one value in [0, 1] for all channels, or one for each
+
+
+class Transform(ABC):
+    """Map a batch of images to a batch of images, with one independent draw for each image.
+
+    Images are (B, C, H, W), uint8 or floating point in [0, 1]; the result has the dtype of the input (Normalize
+    alone always gives floats). The two formats give the same picture within rounding to 1/255.
+
+    Attributes:
+        accepts_uint8: uint8 images are handled as they are, which moves a quarter of the bytes; where it is False,
+            Compose and the Loader convert to float first.
+        needs_unit_range: the values must be in [0, 1] (or uint8), so the transform comes before Normalize.
+        leaves_unit_range: the values that come out are no longer in [0, 1].
+    """
+
+    accepts_uint8: bool = False
+    needs_unit_range: bool = False
+    leaves_unit_range: bool = False
+
+    @abstractmethod
+    def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        """Transform images (B, C, H, W); draws None takes random numbers keyed by PyTorch's global state."""
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({settings})"
+
+
+class RandomTransform(Transform):
+    """A transform in two halves: ``parameters`` draws for each image, ``apply`` is an ordinary function of them."""
+
+    @abstractmethod
+    def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
+        """Draw (B, ...), what each image of the given size will undergo."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Transform images (B, C, H, W) by the given parameters; nothing is random here."""
+
+    def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        draws = draws_for(images, draws)
+        parameters = self.parameters(draws, images.shape[2], images.shape[3])
+        return self.apply(images, parameters.to(images.device))
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse anything but (B, C, H, W) uint8 or floating point, before it fails in a less readable place."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images is a {type(images).__name__}; give a tensor (B, C, H, W), uint8 or float in [0, 1]")
+    if images.ndim != 4:
+        raise ValueError(f"images has shape {tuple(images.shape)}; give (B, C, H, W), one image as images[None]")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"images has dtype {images.dtype}; give uint8, or floating point in [0, 1]")
+
+
+def draws_for(images: Tensor, draws: Draws | None) -> Draws:
+    """Check images, and return draws, or fresh ones where it is None."""
+    check_images(images)
+    if draws is None:
+        return Draws.random(len(images), device=images.device)
+    if len(draws) != len(images):
+        raise ValueError(f"draws is for {len(draws)} samples and images holds {len(images)}; give one for each image")
+    return draws
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Turn uint8 images into float32 in [0, 1]; floating point passes unchanged."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn float images in [0, 1] back into the dtype they came in, rounding where that is uint8."""
+    return images.mul(255).round_().clamp_(0, 255).byte() if dtype == torch.uint8 else images
+
+
+def check_fill(fill: Fill) -> float | tuple[float, ...]:
+    """Return fill as plain floats; ValueError unless each value is in [0, 1]."""
+    values = tuple(float(value) for value in ((fill,) if isinstance(fill, (int, float)) else fill))
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise ValueError(
+            f"fill={fill!r} is out of range; give a value in [0, 1] (128 would be 128 / 255), or one each channel"
+        )
+    return values[0] if isinstance(fill, (int, float)) else values
+
+
+def fill_like(fill: float | tuple[float, ...], images: Tensor) -> Tensor:
+    """Return fill as (C,) in the dtype of images (B, C, H, W), scaled to 0..255 and rounded for uint8."""
+    channels = images.shape[1]
+    values = (fill,) * channels if isinstance(fill, float) else fill
+    if len(values) != channels:
+        raise ValueError(f"fill={fill} has {len(values)} values and images has {channels} channels; give one for each")
+    if images.dtype == torch.uint8:
+        values = tuple(round(255 * value) for value in values)
+    return torch.tensor(values, dtype=images.dtype, device=images.device)
+
+
+def check_size(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
+    """Return (height, width) from one side or both; ValueError unless they are positive whole numbers."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"{name}={size!r} is no size; give a positive number of pixels, or (height, width)")
+    return pair[0], pair[1]
+
+
+def check_number(value: float, name: str, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
+    """Return value; ValueError unless it is finite and in [low, high], or (low, high] if above is true."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number")
+    if not (math.isfinite(value) and (low < value if above else low <= value) and value <= high):
+        span = f"{'above' if above else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
+        raise ValueError(f"{name}={value!r} is out of range; give a number {span}")
+    return value

@@ -1,0 +1,85 @@
+"""Train a classifier on any source, with a flag for each trick.
+
+    python examples/train_classifier.py --data cifar10 --root data --download --model resnet18 --precision bf16-mixed
+
+Every run gets a folder of its own below runs/, with settings, metrics, checkpoints and pictures. A run that was stopped
+or killed goes on with the same flags and --resume runs/<its folder>. Measured runs stand in docs/results.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from cifarkit import data, models, plots, schedules, seed_everything, training, transforms
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+flag = parser.add_argument
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+flag("--root", default="data", help="where CIFAR lies")
+flag("--download", action="store_true", help="fetch CIFAR if it is not there")
+flag("--model", default="speednet", choices=["speednet", "resnet18", "resnet34"])
+flag("--epochs", type=int, default=10)
+flag("--batch-size", type=int, default=128)
+flag("--lr", type=float, default=0.1)
+flag("--seed", type=int, default=0)
+flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"])
+flag("--schedule", default="one_cycle", choices=["one_cycle", "cosine", "triangle", "constant"])
+flag("--no-augmentation", action="store_true", help="leave out crop and flip")
+flag("--rotation", type=float, default=0.0, help="degrees")
+flag("--cutout", type=int, default=0, help="pixels")
+flag("--mix", choices=["Mixup", "CutMix"])
+flag("--label-smoothing", type=float, default=0.0)
+flag("--accumulate", type=int, default=1, help="micro-batches an update")
+flag("--clip", type=float, help="bound on the gradient norm")
+flag("--ema", type=float, help="decay of a moving average of the weights")
+flag("--swa", action="store_true", help="average the weights of the last quarter")
+flag("--patience", type=int, help="epochs without a better val_acc before stopping")
+flag("--compile", action="store_true")
+flag("--tensorboard", action="store_true")
+flag("--wandb", metavar="PROJECT", help="log to Weights & Biases, offline")
+flag("--resume", metavar="FOLDER")
+flag("--test", action="store_true", help="look at the test images, once, at the end")
+flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+args = parser.parse_args()
+seed_everything(args.seed)
+
+
+def load(train: bool) -> data.ImageDataset:
+    if args.data == "shapes":
+        return data.shapes(20_000 if train else 2_000, seed=1 - train)
+    if args.data in ("cifar10", "cifar100"):
+        return getattr(data, args.data)(args.root, train=train, download=args.download)
+    return (data.load_npz if Path(args.data).is_file() else data.image_folder)(args.data)
+
+
+train_set, val_set = (load(train=True).split(600)[0] if args.tiny else load(train=True)).split(0.9, 0.1)
+normalize = transforms.Normalize(*train_set.mean_std())
+augmentation = [] if args.no_augmentation else [transforms.RandomCrop(train_set.image_shape[1:]), transforms.RandomHorizontalFlip()]
+augmentation += [transforms.RandomRotation(args.rotation)] if args.rotation else []
+augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
+train_loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=transforms.Compose([*augmentation, normalize]))
+val_loader = data.Loader(val_set, 500, transform=normalize)
+
+model = models.SpeedNet(train_set.num_classes) if args.model == "speednet" else getattr(models, args.model)(train_set.num_classes)
+optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+mix = getattr(transforms, args.mix)(1.0) if args.mix else None
+task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
+
+folder = Path(args.resume) if args.resume else training.run_folder(f"{Path(args.data).stem}-{args.model}")
+callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200), training.LearningRateMonitor()]
+callbacks += [training.ExponentialMovingAverage(args.ema)] if args.ema else []
+callbacks += [training.StochasticWeightAveraging()] if args.swa else []
+callbacks += [training.EarlyStopping("val_acc", "max", args.patience)] if args.patience else []
+loggers = [training.CSVLogger(folder)]
+loggers += [training.TensorBoardLogger(folder)] if args.tensorboard else []
+loggers += [training.WandbLogger(args.wandb, folder=folder)] if args.wandb else []
+trainer = training.Trainer(
+    max_epochs=1 if args.tiny else args.epochs, precision=args.precision, schedule=getattr(schedules, args.schedule)(),
+    accumulate_grad_batches=args.accumulate, gradient_clip_val=args.clip, compile=args.compile, callbacks=callbacks, loggers=loggers,
+)  # fmt: skip
+run = trainer.fit(task, train_loader, val_loader, resume="auto" if args.resume else None)
+plots.training_curves(run.history, folder / "curves.png")
+print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
+if args.test:
+    print(f"test_acc {trainer.evaluate(task, data.Loader(load(train=False), 500, transform=normalize))['val_acc']:.4f}")
