@@ -120,9 +120,11 @@ class Draws:
         return self._tensor(unit * np.float32(high - low) + np.float32(low))
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Draw int64 (B, *shape), uniform in [low, high)."""
+        """Draw int64 (B, *shape), uniform in [low, high), a span of at most 2**32."""
         if high <= low:
             raise ValueError(f"integers(low={low}, high={high}) has nothing to draw from; high must exceed low")
+        if high - low > 2**32:
+            raise ValueError(f"integers(low={low}, high={high}) spans more than the 2**32 values a draw can tell apart")
         scaled = (self._bits(shape) >> np.uint64(32)) * np.uint64(high - low) >> np.uint64(32)
         return self._tensor(scaled.astype(np.int64) + low)
 
@@ -151,4 +153,5 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Scramble 64 bits; arrays of NumPy's unsigned integers wrap around without a warning."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed

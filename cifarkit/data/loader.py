@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,8 @@ class Loader:
     The order is a function of (seed, epoch), and what a transform draws for an image is one of (seed, epoch, index
     of the image). So the pixels of a sample do not depend on the batch size, on the shard, or on where a run was
     resumed. Images stay uint8 in memory until the transform; a thread prepares the next batch while the model works.
+    A transform that takes no ``draws`` runs when its batch is asked for: it may use the global random states, which
+    the model uses too, and two threads would share them in an order that cannot be repeated.
 
     Args:
         dataset: the images.
@@ -34,7 +37,8 @@ class Loader:
         seed: of order and draws.
         device: where the images are kept and transformed.
         rank, world_size: this process among all. Together the ranks cover each sample exactly once, and step s of
-            world_size ranks holds the samples of step s of one process with a batch world_size times as big.
+            world_size ranks holds the samples of step s of one process with a batch world_size times as big; only a
+            last step of fewer samples than ranks is joined to the one before.
     Raises:
         ValueError: if batch_size, rank or world_size is out of range, or the dataset smaller than world_size.
         TypeError: if dataset is no ImageDataset.
@@ -69,6 +73,7 @@ class Loader:
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
         self._takes_draws = transform is not None and _has_parameter(transform, "draws")
         self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
+        self._prefetches = transform is None or self._takes_draws
 
     def __len__(self) -> int:
         return len(self._bounds()) - 1
@@ -80,18 +85,16 @@ class Loader:
         """
         first, self._start = self._start, 0
         self._position = first
-        batches = self._indices(self.epoch)
-        # torch.set_num_threads(1) in the worker keeps its operators from competing with the model for every core.
-        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
-            pending = worker.submit(self._prepare, batches[first], self.epoch) if first < len(batches) else None
-            for position in range(first, len(batches)):
-                assert pending is not None
-                batch = pending.result()
-                if position + 1 < len(batches):
-                    pending = worker.submit(self._prepare, batches[position + 1], self.epoch)
-                self._position = position + 1
-                yield batch
+        indices = self._indices(self.epoch)[first:]
+        prepare = self._prefetched if self._prefetches else self._prepared
+        for position, batch in enumerate(prepare(indices, self.epoch), first + 1):
+            self._position = position
+            yield batch
         self.epoch, self._position = self.epoch + 1, 0
+
+    def copy(self) -> Loader:
+        """Return a loader of the same images at the same position, which moves on its own."""
+        return copy.copy(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: the epoch, and the samples of it that all ranks have used up."""
@@ -137,6 +140,19 @@ class Loader:
             order = torch.arange(len(self.dataset))
         bounds = self._bounds()
         return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(bounds)]
+
+    def _prefetched(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prepare each batch in a thread while the one before is in use."""
+        # torch.set_num_threads(1) in the worker keeps its operators from competing with the model for every core.
+        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
+            submitted = (worker.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
+            following = next(submitted, None)
+            while following is not None:
+                batch, following = following.result(), next(submitted, None)
+                yield batch
+
+    def _prepared(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self._prepare(item, epoch) for item in indices)
 
     def _prepare(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         on_device = indices.to(self.device)

@@ -17,7 +17,7 @@ _CLASSES = tuple(f"{texture} {shape}" for texture in _TEXTURES for shape in _SHA
 _STREAM = 2**41  # an epoch no training reaches, so that pictures share no numbers with augmentation
 _BLOCK = 256  # images drawn at once; 1 MB a plane at 32 x 32 stays in the cache
 _CANDIDATES = 12  # colours to choose a contrasting one from
-_CONTRAST = 0.2  # least distance of two colours that touch, black to white being 1
+_CONTRAST = 0.25  # least distance of two colours that touch, black to white being 1
 _LUMA = (0.299, 0.587, 0.114)  # how much each channel counts for the eye (ITU-R BT.601)
 
 
@@ -61,7 +61,7 @@ def _draw_block(draws: Draws, size: int) -> Tensor:
     paint = paint + _gradient(draws, scene, strength=0.12)
     outline = scene.shape_distance(draws, which)
     canvas = torch.lerp(canvas, paint, _cover(outline)[:, None])
-    sigma = draws.uniform(1, 1, 1, low=0.02, high=0.12)
+    sigma = draws.uniform(1, 1, 1, low=0.02, high=0.08)
     canvas = canvas + sigma * draws.normal(3, size, size)
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -87,7 +87,7 @@ class _Scene:
 
     def shape_distance(self, draws: Draws, which: Tensor) -> Tensor:
         """Distance of each pixel from the outline of its image's shape, in pixels, negative inside: (B, H, W)."""
-        radius = self.size * draws.uniform(1, 1, low=0.22, high=0.4)
+        radius = self.size * draws.uniform(1, 1, low=0.25, high=0.4)
         room = self.size / 2 - 0.95 * radius
         centre_x, centre_y = (room * draws.uniform(1, 1, low=-1, high=1) for _ in range(2))
         x, y = self.turned(draws.uniform(1, 1, high=2 * math.pi), centre_x, centre_y)

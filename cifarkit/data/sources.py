@@ -90,7 +90,7 @@ def cifar10(
         DownloadError: if no mirror delivered the archive.
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
     """
-    return _read_cifar(_CIFAR10, Path(root), train, download, mirrors)
+    return _read_cifar(_CIFAR10, Path(root).expanduser(), train, download, mirrors)
 
 
 def cifar100(
@@ -100,7 +100,7 @@ def cifar100(
 
     The names in root are ``cifar100-train.npz``, ``cifar100-test.npz`` and ``cifar-100-python.tar.gz``.
     """
-    return _read_cifar(_CIFAR100, Path(root), train, download, mirrors)
+    return _read_cifar(_CIFAR100, Path(root).expanduser(), train, download, mirrors)
 
 
 def load_npz(path: str | Path) -> ImageDataset:
@@ -114,20 +114,20 @@ def load_npz(path: str | Path) -> ImageDataset:
         ValueError: if the file is damaged or an array is missing or wrong; the message names the file and the array.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: damaged or not an .npz file; its end, the table of arrays, is missing")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in ("images", "labels", "classes") if name not in archive]
-            if missing:
-                raise ValueError(f"array {missing[0]!r} is missing; it holds {', '.join(archive) or 'none'}")
-            images, labels, classes = archive["images"], archive["labels"], archive["classes"]
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("damaged or not an .npz file; its end, the table of arrays, is missing")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                missing = [name for name in ("images", "labels", "classes") if name not in archive]
+                if missing:
+                    raise ValueError(f"array {missing[0]!r} is missing; it holds {', '.join(archive) or 'none'}")
+                images, labels, classes = archive["images"], archive["labels"], archive["classes"]
         if classes.ndim != 1 or classes.dtype.kind != "U":
             raise ValueError(f"classes must be one-dimensional text, got {classes.dtype} of shape {classes.shape}")
         return ImageDataset(_channels_first(images), labels, classes.tolist())
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path}: damaged: {_one_line(error)}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {_one_line(error)}") from None
@@ -151,8 +151,8 @@ def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None)
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    shape = (size, size) if isinstance(size, int) else size
-    if shape is not None and (len(shape) != 2 or min(shape) < 1):
+    shape = size if size is None or isinstance(size, tuple) else (size, size)
+    if shape is not None and not (len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)):
         raise ValueError(f"size={size} must be a positive side or (H, W) in pixels")
     files = _pictures(root)
     paths = [(path, label) for label, name in enumerate(files) for path in files[name]]

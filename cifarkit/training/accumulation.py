@@ -9,12 +9,15 @@ class AccumulationPlan:
     """A number of micro-batches an update, or {first epoch: number} with epochs from 0.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if a number is below 1 or an epoch below 0.
     """
 
     def __init__(self, plan: int | Mapping[int, int]) -> None:
         self.factors = dict(plan) if isinstance(plan, Mapping) else {0: plan}
         for epoch, factor in self.factors.items():
+            if not isinstance(factor, int):
+                raise TypeError(f"accumulate_grad_batches={plan}: {factor!r} must be an integer")
             if factor < 1:
                 raise ValueError(f"accumulate_grad_batches={plan}: {factor} must be at least 1 micro-batch an update")
             if epoch < 0:

@@ -114,9 +114,9 @@ class WeightAveraging(Callback):
         return networks
 
     def _refresh(self, run: Run) -> None:
-        with undisturbed(run.train_loader), run.trainer.precision.autocast():
-            for network in self._averaged_networks().values():
-                refresh_batchnorm(network, _images(run, self.batchnorm_samples))
+        for network in self._averaged_networks().values():
+            with undisturbed(run.train_loader) as batches, run.trainer.precision.autocast():
+                refresh_batchnorm(network, _images(run, batches, self.batchnorm_samples))
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -153,7 +153,9 @@ class StochasticWeightAveraging(WeightAveraging):
             self.update(run.task)
 
     def on_epoch_end(self, run: Run) -> None:
-        if not self.every_n_steps and run.progress >= self.start:
+        # An epoch that something stopped in the middle is completed by a resume, and then counts once.
+        cut_short = run.batches > 0 and run.stopped_because is not None
+        if not self.every_n_steps and run.progress >= self.start and not cut_short:
             self.update(run.task)
         super().on_epoch_end(run)
 
@@ -211,9 +213,9 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network.eval()
 
 
-def _images(run: Run, samples: int) -> Iterator[Tensor]:
+def _images(run: Run, batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
     seen = 0
-    for batch in run.train_loader:
+    for batch in batches:
         images = run.trainer.to_device(batch)[0]
         yield images
         seen += len(images)

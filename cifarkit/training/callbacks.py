@@ -80,7 +80,7 @@ class EarlyStopping(Callback):
     Args:
         monitor: name of an epoch metric, such as "val_loss".
         mode: "min" if lower is better, "max" if higher is.
-        patience: epochs without improvement that are borne before stopping.
+        patience: stop after so many epochs in a row without improvement; 0 and 1 both stop at the first.
         min_delta: what counts as an improvement, in units of the metric.
     Raises:
         ValueError: for a misspelt mode, a patience below 0, and at the first epoch for an unknown metric.
@@ -97,10 +97,14 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, run: Run) -> None:
         value, epoch = monitored_value(run.metrics, self.monitor), run.epoch - 1
+        if run.batches:
+            return  # an epoch that ended in the middle: the run is over, and a resume completes it before it is judged
         gain = self.best - value if self.mode == "min" else value - self.best
-        if gain > self.min_delta:
+        if math.isnan(value):
+            run.stop(f"{self.monitor} is NaN in epoch {epoch}")
+        elif gain > self.min_delta:
             self.best, self.best_epoch = value, epoch
-        elif epoch - self.best_epoch >= max(self.patience, 1) or math.isnan(value):
+        elif epoch - self.best_epoch >= max(self.patience, 1):
             run.stop(
                 f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) "
                 f"for {epoch - self.best_epoch} epochs"

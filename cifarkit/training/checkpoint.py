@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
-import pickle
-import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 
 _END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
 _LABEL = b"sha256:"
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, set, torch.Size, torch.dtype, torch.device)
 
 
 def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     """Save tensors and plain types to path, atomically and with a checksum.
 
     The file is an ordinary ``torch.save`` zip; the SHA-256 of it stands in the zip's comment, so that
-    ``torch.load`` reads it without this library.
+    ``torch.load`` reads it without this library. NumPy's scalars are saved as Python's.
+
+    Raises:
+        TypeError: if something in the state could not be loaded without running code.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_plain(state, "state"), buffer)
     content = buffer.getvalue()
     if content[-22:-18] != _END_RECORD or content[-2:] != b"\0\0":
         raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
@@ -51,8 +55,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     _require_checksum(content, path)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # damage that no checksum guards against can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as tensors and plain types: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__} where a dict was expected")
@@ -82,18 +86,16 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
     Raises:
         ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
     """
-    if Path(path).suffix == ".safetensors":
-        weights = _safetensors().load(Path(path).read_bytes())
-    else:
-        weights = load_checkpoint(path)
+    weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
     if "format_version" in weights:
         weights = _network_of_run(weights, model, path, average)
     elif average is not None:
         raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
     own = model.state_dict()
-    for key in own.keys() | weights.keys():
-        if key not in own or key not in weights or own[key].shape != weights[key].shape:
-            there, here = (tuple(side[key].shape) if key in side else "absent" for side in (weights, own))
+    for key in [*own, *weights]:
+        sides = (weights, own)
+        there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
+        if there != here:
             raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
     model.load_state_dict(weights)
     return model
@@ -170,6 +172,8 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, run: Run) -> None:
         self.best = []
         self.folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in self.folder.glob(".*.pt.*.tmp"):  # a process was killed while it wrote
+            abandoned.unlink(missing_ok=True)
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.step % self.every_n_steps == 0:
@@ -190,15 +194,16 @@ class ModelCheckpoint(Callback):
 
     def _keep_if_good(self, run: Run, value: float) -> None:
         sign = 1 if self.mode == "min" else -1
-        if len(self.best) == self.save_top_k and not sign * value < sign * self.best[-1][0]:
+        if math.isnan(value) or (len(self.best) == self.save_top_k and not sign * value < sign * self.best[-1][0]):
             return
-        name = f"epoch={run.epoch - 1:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
+        epoch = run.history[-1]["epoch"]
+        name = f"epoch={epoch:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
         dropped = self.best[self.save_top_k - 1 :]
         self.best = sorted([*self.best[: self.save_top_k - 1], (value, name)], key=lambda item: sign * item[0])
         write_checkpoint(run.state_dict(), self.folder / name)  # its state lists the file itself
         if name != "best.pt":
             if self.best[0][1] == name:
-                _copy_atomically(self.folder / name, self.best_path)
+                write_atomically((self.folder / name).read_bytes(), self.best_path)
             for _, old in dropped:
                 (self.folder / old).unlink(missing_ok=True)
 
@@ -232,17 +237,25 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
     return path
 
 
-def _copy_atomically(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+def _plain(value: Any, name: str) -> Any:
+    """Return value with NumPy's scalars made Python's; name says where in the state it stands."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, name) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, Tensor) or type(value) in _PLAIN_TYPES:
+        return value
+    raise TypeError(f"{name} holds a {type(value).__name__}; a checkpoint takes tensors and plain Python types only")
 
 
 def _require_checksum(content: bytes, path: Path) -> None:
     """Check the comment of :func:`write_checkpoint`; files of plain ``torch.save`` have none and pass."""
     length = len(_LABEL) + 64
     start = len(content) - length
-    if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start : start + 7] != _LABEL:
+    label = length.to_bytes(2, "little") + _LABEL
+    if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start - 2 : start + 7] != label:
         if content[-22:-18] == _END_RECORD and content[-2:] == b"\0\0":
             return
         raise ValueError(f"{path} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
@@ -258,8 +271,9 @@ def _network_of_run(
     tensors: dict[str, Tensor] = state["task"]
     if average is not None:
         found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
-        if not found:
-            raise ValueError(f"average={average!r}: {path} holds no such average")
+        if not found or not found[0]["updates"]:
+            state_of_it = "whose updates had not begun yet" if found else "of that name; use 'ema' or 'swa'"
+            raise ValueError(f"average={average!r}: {path} holds no average {state_of_it}")
         tensors = found[0]["averaged"]
     names = {key.split(".", 1)[0] for key in tensors}
     own = model.state_dict().keys()
@@ -268,6 +282,14 @@ def _network_of_run(
         if child.keys() == own:
             return child
     raise ValueError(f"{path} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}")
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    library, content = _safetensors(), path.read_bytes()
+    try:
+        return dict(library.load(content))
+    except Exception as error:  # the library's own errors do not name the file
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def _safetensors() -> Any:

@@ -15,10 +15,12 @@ def compile_networks(task: nn.Module) -> None:
 
 def fall_back_to_eager(task: nn.Module, error: Exception) -> None:
     """Undo the compilation if it is what failed, and say why; raise any other error again."""
-    from torch._dynamo.exc import TorchDynamoException
-
     compiled = [network for network in task.children() if network._compiled_call_impl is not None]
-    if not compiled or not isinstance(error, TorchDynamoException):
+    if not compiled:
+        raise error
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    if not isinstance(error, TorchDynamoException):
         raise error
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     warnings.warn(

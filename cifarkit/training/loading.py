@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from cifarkit.seeding import RngState
@@ -12,19 +12,29 @@ from cifarkit.seeding import RngState
 
 def require_batches(name: str, loader: Any) -> None:
     """Raise TypeError unless loader is an iterable with a length, and ValueError if it is empty."""
-    if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
+    try:
+        batches = len(loader) if hasattr(loader, "__iter__") else None
+    except TypeError:  # also a DataLoader over an IterableDataset, which has a __len__ that raises
+        batches = None
+    if batches is None:
         raise TypeError(f"{name} must be an iterable of batches with a length; got {type(loader).__name__}")
-    if len(loader) == 0:
+    if batches == 0:
         raise ValueError(f"{name} has no batches: the dataset is empty, or drop_last dropped the only one")
 
 
 @contextmanager
-def undisturbed(loader: Any) -> Iterator[None]:
-    """Put back a loader's position and the global random states when the block ends."""
+def undisturbed(loader: Any) -> Iterator[Any]:
+    """Yield the loader to iterate over: its position and the global random states do not move by that.
+
+    A loader that can make a copy of itself is spared altogether, for a position put back is a position to start at,
+    which it was not if the loader was in the middle of an iteration or looked at before. Another loader's state is
+    put back when the block ends.
+    """
     rng = RngState.capture()
-    state = loader.state_dict() if hasattr(loader, "state_dict") else None
+    bystander = loader.copy() if hasattr(loader, "copy") else loader
+    state = loader.state_dict() if bystander is loader and hasattr(loader, "state_dict") else None
     try:
-        yield
+        yield bystander
     finally:
         if state is not None:
             loader.load_state_dict(state)
@@ -39,7 +49,8 @@ def replayed(loader: Iterable[Any], batches: int, rng_at_start: RngState) -> Ite
     """
     present = RngState.capture()
     rng_at_start.restore()
-    remaining = islice(iter(loader), batches, None)
-    first = next(remaining, None)  # orders are drawn when the first batch is asked for
-    present.restore()
-    return iter(()) if first is None else chain([first], remaining)
+    iterator = iter(loader)
+    for _ in islice(iterator, batches):  # an order is drawn when the first batch is asked for, so here
+        pass
+    present.restore()  # transforms that use the global state draw for the next batch what they would have drawn
+    return iterator

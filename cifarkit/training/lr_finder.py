@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.loading import undisturbed
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.task import Task
 from cifarkit.training.trainer import Trainer
@@ -92,12 +92,12 @@ def lr_find(
     sweeper = copy.copy(trainer) if trainer is not None else Trainer(max_steps=steps)
     sweeper.max_epochs, sweeper.max_steps = None, steps
     sweeper.callbacks, sweeper.loggers, sweeper.progress = [recorder], [], False
-    sweeper.log_every_n_steps = 1
+    sweeper.log_every_n_steps, sweeper.compile = 1, False
     ladder = geometric_ladder(min_lr, max_lr, steps)
     sweeper.schedule = lambda progress: ladder[min(round(progress * steps), steps - 1)] / base
     # A loss that is not finite is no failure here: the sweep looks for the end of what the task can bear.
-    with untouched(task, loader), suppress(NonFiniteLossError):
-        sweeper.fit(task, loader)
+    with untouched(task), undisturbed(loader) as batches, suppress(NonFiniteLossError):
+        sweeper.fit(task, batches)
     return LearningRateSweep(recorder.learning_rates, recorder.losses)
 
 
@@ -119,9 +119,9 @@ def suggest(learning_rates: list[float], losses: list[float]) -> tuple[float | N
         return None, f"no suggestion: the loss exploded after {len(losses)} updates; start from a lower min_lr"
     logs, smooth = np.log10(np.asarray(learning_rates)), smoothed(losses)
     lowest = int(np.argmin(smooth))
-    noise = float(np.std(np.diff(losses[: max(lowest, 4)]))) / math.sqrt(2)
     drop = float(smooth[: lowest + 1].max() - smooth[lowest])
-    if lowest < 3 or drop < 2 * noise / math.sqrt(len(losses) / 10) or drop <= 0:
+    # Of 50 flat and noisy curves about one falls by chance by more than six standard deviations of its smoothed noise.
+    if lowest < 3 or drop <= 6 * _smoothed_noise(losses):
         return None, "no suggestion: the loss has no clear descent; widen the sweep, use more steps or bigger batches"
     slope = np.gradient(smooth, logs)[: lowest + 1]
     steepest = int(np.argmin(slope))
@@ -137,11 +137,24 @@ def suggest(learning_rates: list[float], losses: list[float]) -> tuple[float | N
 def smoothed(losses: list[float]) -> NDArray[np.float64]:
     """Average with Gaussian weights over neighbouring updates, so that no lag shifts the curve."""
     values = np.asarray(losses, dtype=np.float64)
-    width = max(len(values) / 40, 1.0)  # standard deviation in updates
     distance = np.arange(len(values))[:, None] - np.arange(len(values))
-    weights = np.exp(-0.5 * (distance / width) ** 2)
+    weights = np.exp(-0.5 * (distance / _width(len(values))) ** 2)
     averaged: NDArray[np.float64] = weights @ values / weights.sum(1)
     return averaged
+
+
+def _width(updates: int) -> float:
+    """Return the standard deviation of the smoothing weights, in updates."""
+    return max(updates / 40, 1.0)
+
+
+def _smoothed_noise(losses: list[float]) -> float:
+    """Estimate the standard deviation that the noise of the losses has left after :func:`smoothed`.
+
+    The median of the steps from loss to loss tells the noise even if the curve falls steeply or explodes in places.
+    """
+    noise = float(np.median(np.abs(np.diff(losses)))) / 0.6745 / math.sqrt(2)  # 0.6745: quartile of the normal law
+    return noise / math.sqrt(2 * math.sqrt(math.pi) * _width(len(losses)))
 
 
 class _Recorder(Callback):
@@ -161,14 +174,12 @@ class _Recorder(Callback):
 
 
 @contextmanager
-def untouched(task: Task, loader: Any) -> Iterator[None]:
-    """Put everything a fit changes back when the block ends, however it ends."""
+def untouched(task: Task) -> Iterator[None]:
+    """Put everything of a task that a fit changes back when the block ends, however it ends."""
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
     modes = [(module, module.training) for module in task.modules()]
     gradients = [(parameter, parameter.grad) for parameter in task.parameters()]
-    position = loader.state_dict() if hasattr(loader, "state_dict") else None
-    rng = RngState.capture()
     try:
         yield
     finally:
@@ -179,6 +190,3 @@ def untouched(task: Task, loader: Any) -> Iterator[None]:
             module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        if position is not None:
-            loader.load_state_dict(position)
-        rng.restore()

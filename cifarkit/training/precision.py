@@ -9,6 +9,7 @@ import torch
 
 from cifarkit.inference import cpu_has_bf16
 
+SMALLEST_SCALE = 2.0**-24  # GradScaler begins at 2**16 and halves: 41 overflows in a row are no accident
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 
 
@@ -39,6 +40,14 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler:
         """Make a gradient scaler, which does nothing except in fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+
+def step_scaled(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> bool:
+    """Step unless fp16 overflowed, adapt the scale, and tell whether the optimizer stepped."""
+    scale_before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return scaler.get_scale() >= scale_before  # a smaller scale means that the step was skipped
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -253,15 +253,15 @@ class Run:
 
 
 def _overrides(callback: Callback, hook: str) -> bool:
-    if not isinstance(callback, Callback):
-        raise TypeError(f"callbacks must be Callback objects; got {type(callback).__name__}")
     return getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def _require_same_task(task: Task, state: dict[str, Any]) -> None:
+    if "format_version" not in state:
+        raise ValueError("the checkpoint is of no run and cannot be resumed; if it holds weights, use load_weights")
     saved, own = state["task"], task.state_dict()
     advice = "build the task that wrote the checkpoint, or load single networks with load_weights"
-    for key in own.keys() | saved.keys():
+    for key in [*own, *saved]:
         if key not in saved or key not in own:
             where = "only in this task" if key in own else "only in the checkpoint"
             raise ValueError(f"the checkpoint belongs to another model: {key!r} is {where}; {advice}")

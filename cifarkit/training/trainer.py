@@ -21,7 +21,7 @@ from cifarkit.training.interrupts import Interrupted, InterruptGuard
 from cifarkit.training.loading import require_batches, undisturbed
 from cifarkit.training.loggers import Logger
 from cifarkit.training.meters import NonFiniteLossError
-from cifarkit.training.precision import Precision, choose_device
+from cifarkit.training.precision import SMALLEST_SCALE, Precision, choose_device, step_scaled
 from cifarkit.training.progress import ProgressBar
 from cifarkit.training.run import Run
 from cifarkit.training.schedules import Schedule, constant, scheduled_rates, set_rates
@@ -46,6 +46,7 @@ class Trainer:
         log_every_n_steps: updates between two log steps, the only moments when metrics leave the device.
     Raises:
         ValueError: if an argument is out of range, or the device cannot do the precision.
+        TypeError: if a callback is no Callback.
     """
 
     def __init__(
@@ -78,6 +79,9 @@ class Trainer:
             raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm!r} is unknown; use 'norm' or 'value'")
         if gradient_clip_val is not None and not gradient_clip_val > 0:
             raise ValueError(f"gradient_clip_val={gradient_clip_val} must be positive, or None for no clipping")
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be Callback objects; got {type(callback).__name__}")
         self.max_epochs, self.max_steps = max_epochs, max_steps
         self.device = choose_device(device)
         self.precision = Precision(precision, self.device)
@@ -118,27 +122,26 @@ class Trainer:
         optimizer, scaler = run.task.optimizers[name], run.scalers[name]
         set_rates(optimizer, run.schedule(run.progress))
         scaler.unscale_(optimizer)
-        if self.clip_bound is not None or run.at_log_step:
-            self._clip(run, name)
-        scale_before = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
+        norm = self._clip(run, name) if self.clip_bound is not None or run.at_log_step else None
+        stepped = step_scaled(scaler, optimizer)
         for parameter in run.parameters:
             parameter.grad = None
-        return scaler.get_scale() >= scale_before  # a smaller scale means that the step was skipped
+        if norm is not None and run.at_log_step and stepped:  # the norm of a skipped step is infinite
+            run.meters.add(metric_name(name, "grad_norm"), norm, 1, run.step)
+        if not stepped and scaler.get_scale() < SMALLEST_SCALE:
+            raise NonFiniteLossError(f"the gradient of {name!r} is not finite at step {run.step}", run.step)
+        return stepped
 
-    def _clip(self, run: Run, name: str) -> None:
-        """Bound the gradient, and at log steps report its norm as it was before."""
+    def _clip(self, run: Run, name: str) -> Tensor:
+        """Bound the gradient, and return its norm as it was before."""
         groups = run.task.optimizers[name].param_groups
         parameters = [item for group in groups for item in group["params"] if item.grad is not None]
         if self.clip_bound is not None and self.clip_algorithm == "norm":
-            norm = clip_grad_norm_(parameters, self.clip_bound)  # an infinite norm is left to the scaler
-        else:
-            norm = get_total_norm([item.grad for item in parameters])
-            if self.clip_bound is not None:
-                clip_grad_value_(parameters, self.clip_bound)
-        if run.at_log_step:
-            run.meters.add(metric_name(name, "grad_norm"), norm, 1, run.step)
+            return clip_grad_norm_(parameters, self.clip_bound)  # an infinite norm is left to the scaler
+        norm = get_total_norm([item.grad for item in parameters])
+        if self.clip_bound is not None:
+            clip_grad_value_(parameters, self.clip_bound)
+        return norm
 
     # The fit around it.
 
@@ -163,7 +166,8 @@ class Trainer:
             the run, with its history, counters and the reason why it stopped early.
         Raises:
             ValueError: for an empty loader, or a checkpoint that is damaged or of another model.
-            NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save.
+            NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save. Also if
+                the fp16 gradients overflow at every scale.
             SystemExit: 143 on SIGTERM and 130 on Ctrl-C, after the update is finished and saved.
         """
         loggers = [*self.loggers, ProgressBar()] if self.progress else self.loggers
@@ -179,8 +183,9 @@ class Trainer:
                 run.notify("on_interrupt")
                 raise SystemExit(guard.exit_code) from None
             except NonFiniteLossError as error:
-                run.stop(run.explain(error))
-                raise NonFiniteLossError(run.stopped_because, error.step) from None
+                message = run.explain(error)
+                run.stop(message)
+                raise NonFiniteLossError(message, error.step) from None
             finally:
                 task.eval()
                 for logger in loggers:
@@ -193,8 +198,8 @@ class Trainer:
         task.to(self.device)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, int] = {}
-        with undisturbed(loader), evaluation_mode(task), torch.inference_mode():
-            for batch in loader:
+        with undisturbed(loader) as batches, evaluation_mode(task), torch.inference_mode():
+            for batch in batches:
                 if guard is not None:
                     guard.check()
                 with self.precision.autocast():
@@ -244,15 +249,15 @@ class Trainer:
         run.notify("on_epoch_start")
         run.task.train()
         batches, factor = run.open_loader(), self.accumulation.factor(run.epoch)
-        last_step = run.step + self.accumulation.updates(run.batches_left, run.epoch)
         whole = True
         while window := [self.to_device(batch) for batch in islice(batches, factor)]:
             run.count(window)
-            run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.step + 1 >= last_step
-            run.step += self._train_step_or_fall_back(run, window)
+            run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.batches_left == 0
+            stepped = self._train_step_or_fall_back(run, window)
+            run.step += stepped
             if run.at_log_step:
                 run.log()
-            for hook in run.step_hooks:
+            for hook in run.step_hooks if stepped else ():
                 hook(run)
             guard.check()
             if run.batches_left and self.is_finished(run):

@@ -182,7 +182,7 @@ class RandomRotation(RandomTransform):
 
 
 class Resize(Transform):
-    """Resize all images to one size, bilinear with antialiasing: exactly ``torchvision.transforms.functional.resize``.
+    """Resize all images to one size, bilinear with antialiasing, as torchvision's functional resize does.
 
     Args:
         size: (height, width) in pixels, or the length of the shorter side, the other keeping the proportions.

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_damaged_npz_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.npz: damaged"):
             load_npz(path)
-    with pytest.raises(FileNotFoundError, match=r"absent\.npz: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"No such file.*absent\.npz"):
         load_npz(tmp_path / "absent.npz")
 
 
@@ -304,8 +305,9 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "fox").mkdir()
     with pytest.raises(ValueError, match="no picture in class folder dog, fox; add some"):
         image_folder(tmp_path)
-    with pytest.raises(ValueError, match="size=0 must be a positive side"):
-        image_folder(tmp_path, size=0)
+    for size in (0, 1.5, (8,), (8, -1)):
+        with pytest.raises(ValueError, match=rf"size={re.escape(str(size))} must be a positive side"):
+            image_folder(tmp_path, size=size)  # type: ignore[arg-type]
 
 
 def test_a_trip_through_pictures_keeps_every_pixel(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ class ClassificationTask(Task):
     def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
         images, labels = batch
         logits = self.model(images).float()
+        if not self._checked:
+            self._check(logits, labels)
         if self.loss is not None:
             loss = self.loss(logits, labels) * len(labels)
         else:

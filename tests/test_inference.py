@@ -1,0 +1,132 @@
+"""predict: the modes it finds are the modes it leaves, batches do not matter, views by hand, bad input named."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifarkit.inference import cpu_has_bf16, evaluation_mode, predict
+
+
+class TinyNet(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(5))
+        self(torch.zeros(2, 3, 8, 8))
+
+
+class Broken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Dropout(), nn.ReLU().eval())
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise RuntimeError("no power")
+
+
+def photos(count: int = 10) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def shifted(images: Tensor, by: int) -> Tensor:
+    """Move the picture by one pixel along the diagonal, with mirrored edges, pixel by pixel."""
+    size = images.shape[2]
+    index = [abs(i + by) if i + by < size else 2 * (size - 1) - (i + by) for i in range(size)]
+    return images[:, :, index][:, :, :, index]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_part_keeps_its_mode(training: bool) -> None:
+    model = TinyNet().train(training)
+    model[1].eval()  # a frozen BatchNorm
+    before, buffers = modes(model), [buffer.clone() for buffer in model.buffers()]
+    predict(model, photos())
+    assert modes(model) == before
+    assert all(torch.equal(old, new) for old, new in zip(buffers, model.buffers(), strict=True))
+
+
+def test_modes_come_back_after_an_exception() -> None:
+    model = Broken()
+    before = modes(model)
+    assert True in before
+    assert False in before
+    with pytest.raises(RuntimeError, match="no power"):
+        predict(model, photos())
+    assert modes(model) == before
+    with pytest.raises(KeyError), evaluation_mode(model):
+        assert not any(modes(model))
+        raise KeyError
+    assert modes(model) == before
+
+
+@pytest.mark.parametrize("views", [1, 2, 6])
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 99])
+def test_the_batch_size_does_not_matter(batch_size: int, views: int) -> None:
+    model = TinyNet()
+    logits = predict(model, photos(), batch_size=batch_size, precision="fp32", views=views)
+    assert logits.shape == (10, 5)
+    torch.testing.assert_close(logits, predict(model, photos(), precision="fp32", views=views), atol=1e-5, rtol=1e-5)
+
+
+def test_views_are_the_averages_they_say() -> None:
+    model, images = TinyNet().eval(), photos()
+
+    def both(batch: Tensor) -> Tensor:
+        logits: Tensor = (model(batch) + model(batch.flip(3))) / 2
+        return logits
+
+    with torch.no_grad():
+        one, two = model(images), both(images)
+        six = both(images) / 2 + both(shifted(images, -1)) / 4 + both(shifted(images, 1)) / 4
+    for views, expected in ((1, one), (2, two), (6, six)):
+        torch.testing.assert_close(predict(model, images, precision="fp32", views=views), expected)
+
+
+def test_logits_are_float32_on_the_cpu_without_a_graph() -> None:
+    for precision in ("auto", "fp32", "bf16"):
+        logits = predict(TinyNet(), photos(), precision=precision)
+        assert logits.dtype == torch.float32
+        assert logits.device.type == "cpu"
+        assert not logits.requires_grad
+    assert predict(nn.Flatten(), photos()).shape == (10, 192)  # a model without parameters has no device of its own
+
+
+def test_precision_is_what_the_model_computes_in() -> None:
+    def probe(precision: str) -> torch.dtype:
+        seen: list[torch.dtype] = []
+        model = TinyNet()
+        model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        predict(model, photos(), precision=precision)
+        return seen[0]
+
+    assert probe("fp32") == torch.float32
+    assert probe("bf16") == torch.bfloat16
+    assert probe("auto") == (torch.bfloat16 if cpu_has_bf16() else torch.float32)
+
+
+def test_a_float64_model_predicts_to_float32() -> None:
+    assert predict(TinyNet().double(), photos().double(), precision="fp32").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "error", "message"),
+    [
+        (torch.zeros(3, 8, 8), {}, ValueError, r"images must be \(N, C, H, W\); got shape \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), {}, TypeError, "images must be float, .*got torch.uint8"),
+        (photos(), {"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
+        (photos(), {"views": 3}, ValueError, r"views=3 is not offered; use 1, 2 \(mirror\) or 6"),
+        (photos(), {"precision": "fp8"}, ValueError, "precision='fp8' is unknown; use 'auto', 'fp32' or 'bf16'"),
+    ],
+)
+def test_mistakes_are_named(images: Tensor, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        predict(TinyNet(), images, **options)
+
+
+def test_reflected_edges_are_those_of_pytorch() -> None:
+    assert torch.equal(shifted(photos(), -1), F.pad(photos(), (1, 1, 1, 1), "reflect")[:, :, :8, :8])

@@ -1,0 +1,91 @@
+"""SIGTERM and Ctrl-C: noted, acted on after the update, saved, and the exit code of the signal."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cifarkit.training import Callback, ClassificationTask, ModelCheckpoint, Run, Trainer, load_checkpoint
+from cifarkit.training.interrupts import Interrupted, InterruptGuard
+
+
+class Send(Callback):
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_end(self, run: Run) -> None:
+        if run.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def tiny_fit(*callbacks: Callback, resume: Path | None = None, progress: bool = False) -> Run:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3, 4, 4), torch.randint(10, (8,))) for _ in range(3)]
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 10))
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    trainer = Trainer(max_epochs=3, callbacks=callbacks, progress=progress)
+    return trainer.fit(task, batches, batches, resume=resume)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [1, 3, 9])  # in mid-epoch, at an epoch's end, at the very end
+def test_a_signal_finishes_the_update_and_saves(number: signal.Signals, code: int, step: int, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left:
+        tiny_fit(ModelCheckpoint(tmp_path), Send(number, step))
+    assert left.value.code == code
+    assert signal.getsignal(number) == before
+    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == step
+    resumed, whole = tiny_fit(resume=tmp_path / "last.pt"), tiny_fit()
+    assert resumed.step == whole.step == 9
+    for name, weight in whole.task.state_dict().items():
+        assert torch.equal(weight, resumed.task.state_dict()[name])
+    assert [row["val_loss"] for row in resumed.history] == [row["val_loss"] for row in whole.history]
+
+
+def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
+    program = (
+        "import sys, test_interrupts as t; t.tiny_fit(t.ModelCheckpoint(sys.argv[1]), t.Send(15, 4), progress=True)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert killed.returncode == 143, killed.stderr
+    assert killed.stdout.splitlines()[-1] == "stopped at step 4: SIGTERM was received"
+    assert "Traceback" not in killed.stderr
+    resumed, whole = tiny_fit(resume=tmp_path / "last.pt"), tiny_fit()
+    assert resumed.step == 9
+    torch.testing.assert_close(resumed.task.state_dict(), whole.task.state_dict())  # threads may differ there
+
+
+def test_the_second_signal_acts_at_once() -> None:
+    with InterruptGuard() as guard:
+        guard.check()
+        assert guard.name == "no signal"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (guard.name, guard.exit_code) == ("SIGINT", 130)
+        with pytest.raises(Interrupted):
+            guard.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_threads_have_no_guard() -> None:
+    handlers: list[object] = []
+
+    def train() -> None:
+        with InterruptGuard() as guard:
+            guard.check()
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert handlers == [before]
