@@ -12,6 +12,7 @@ from matplotlib import image as png
 from torch import Tensor
 
 from cifarkit import plots
+from cifarkit.plots import curves
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -77,8 +78,8 @@ def test_sweep_marks_the_suggestion_and_cuts_the_divergence() -> None:
 
 
 def test_smoothing_keeps_constants_and_length() -> None:
-    assert plots._smooth(np.full(30, 3.0)) == pytest.approx(np.full(30, 3.0))
-    assert plots._smooth(np.array([0.0, 4.0, 0.0])) == pytest.approx([4 / 3, 2, 4 / 3])
+    assert curves._smooth(np.full(30, 3.0)) == pytest.approx(np.full(30, 3.0))
+    assert curves._smooth(np.array([0.0, 4.0, 0.0])) == pytest.approx([4 / 3, 2, 4 / 3])
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,7 @@ def test_pictures_touch_no_global_state() -> None:
     program = """
 import sys, torch
 from cifarkit import plots
+from cifarkit.plots import curves
 assert "matplotlib" not in sys.modules
 plots.image_grid(torch.zeros(2, 3, 8, 8))
 assert "matplotlib.pyplot" not in sys.modules

@@ -272,8 +272,10 @@ def _network_of_run(
     if average is not None:
         found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
         if not found or not found[0]["updates"]:
-            state_of_it = "whose updates had not begun yet" if found else "of that name; use 'ema' or 'swa'"
-            raise ValueError(f"average={average!r}: {path} holds no average {state_of_it}")
+            there = (
+                "an average that no update has entered yet" if found else "no average of that name; use 'ema' or 'swa'"
+            )
+            raise ValueError(f"average={average!r}: {path} holds {there}")
         tensors = found[0]["averaged"]
     names = {key.split(".", 1)[0] for key in tensors}
     own = model.state_dict().keys()

@@ -11,7 +11,7 @@ from torch import Tensor
 from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.config import describe
-from cifarkit.training.loading import replayed, require_batches
+from cifarkit.training.loading import replayed, require_batches, undisturbed
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.task import Batch, Task, Update, metric_name
 
@@ -91,6 +91,13 @@ class Run:
     def batches_left(self) -> int:
         """Micro-batches of the running epoch that are still to come."""
         return self.batches_in_epoch - self.batches
+
+    @property
+    def example_images(self) -> Tensor:
+        """One training image (1, C, H, W) on the device, transformed as in training; the run does not notice."""
+        with undisturbed(self.train_loader):
+            images: Tensor = self.trainer.to_device(next(iter(self.train_loader)))[0]
+        return images[:1]
 
     def notify(self, hook: str) -> None:
         """Call one hook of every callback, in order."""

@@ -51,7 +51,7 @@ def test_a_signal_finishes_the_update_and_saves(number: signal.Signals, code: in
 
 def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
     program = (
-        "import sys, test_interrupts as t; t.tiny_fit(t.ModelCheckpoint(sys.argv[1]), t.Send(15, 4), progress=True)"
+        "import sys; from test_interrupts import *; tiny_fit(ModelCheckpoint(sys.argv[1]), Send(15, 4), progress=True)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -1,6 +1,7 @@
 """Running means: weighting, reading in one transfer, and losses that are not finite."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,12 @@ def test_reading_often_changes_nothing() -> None:
 def test_one_transfer_reads_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     tolist = Tensor.tolist
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: (reads.append(len(tensor)), tolist(tensor))[1])
+
+    def counted(tensor: Tensor) -> Any:
+        reads.append(len(tensor))
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", counted)
     meters = Meters()
     for step in range(10):
         meters.add("train_loss", torch.ones((), dtype=torch.bfloat16, requires_grad=True), 4, step)

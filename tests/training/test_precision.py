@@ -50,7 +50,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
 
 def test_without_fp16_the_scaler_does_nothing() -> None:
     weight = nn.Parameter(torch.ones(1))
-    weight.sum().backward()
+    weight.sum().backward()  # type: ignore[no-untyped-call]
     assert step_scaled(quiet("bf16-mixed").scaler(), torch.optim.SGD([weight], lr=0.5))
     assert weight.item() == 0.5
 

@@ -1,0 +1,368 @@
+"""Checkpoints: whole or not at all, any damage named, nothing executed, the best ones kept."""
+
+import math
+import random
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarkit.data import ImageDataset, Loader
+from cifarkit.training import (
+    ClassificationTask,
+    ExponentialMovingAverage,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Trainer,
+    load_checkpoint,
+    load_weights,
+    save_weights,
+)
+from cifarkit.training.checkpoint import find_checkpoint, write_atomically, write_checkpoint
+
+STATE: dict[str, Any] = {
+    "weights": torch.arange(12.0).view(3, 4),
+    "run": {"step": 7, "history": [{"loss": 0.25, "why": None}]},
+}
+
+
+class TinyNet(nn.Sequential):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), nn.Linear(width * 4, 2))
+
+
+def train(folder: Path, epochs: int = 2, **options: Any) -> tuple[TinyNet, Trainer]:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
+    loader = Loader(ImageDataset(pixels, torch.arange(8) % 2, ("a", "b")), 4)
+    model = TinyNet()
+    averages = [ExponentialMovingAverage(0.5), StochasticWeightAveraging(start=0.4)]
+    trainer = Trainer(max_epochs=epochs, callbacks=[*averages, ModelCheckpoint(folder, **options)], progress=False)
+    trainer.fit(ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1)), loader, loader)
+    return model, trainer
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# The file.
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "state.pt"
+    write_checkpoint(STATE, path)
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded["weights"], STATE["weights"])
+    assert loaded["run"] == STATE["run"]
+    assert names_in(path.parent) == {"state.pt"}
+
+
+def test_plain_pytorch_reads_the_file_and_the_other_way_round(tmp_path: Path) -> None:
+    write_checkpoint(STATE, tmp_path / "ours.pt")
+    assert torch.load(tmp_path / "ours.pt", weights_only=True)["run"] == STATE["run"]
+    torch.save(STATE, tmp_path / "theirs.pt")
+    assert load_checkpoint(tmp_path / "theirs.pt")["run"] == STATE["run"]
+
+
+def test_numpy_scalars_become_plain_and_other_things_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_checkpoint({"lr": np.float64(0.1), "rows": [OrderedDict(step=np.int64(3), names=(np.str_("a"),))]}, path)
+    loaded = load_checkpoint(path)
+    assert loaded == {"lr": 0.1, "rows": [{"step": 3, "names": ("a",)}]}
+    assert type(loaded["lr"]) is float
+    with pytest.raises(TypeError, match=r"state\['callbacks'\]\['folder'\] holds a PosixPath; a checkpoint takes"):
+        write_checkpoint({"callbacks": {"folder": path}}, tmp_path / "other.pt")
+    assert names_in(tmp_path) == {"state.pt"}
+
+
+def test_any_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    path, damaged, places = tmp_path / "good.pt", tmp_path / "bad.pt", random.Random(0)
+    write_checkpoint(STATE, path)
+    content = path.read_bytes()
+    tail = range(len(content) - 100, len(content))  # the end record and the checksum itself
+    for position in [*places.sample(range(len(content)), 200), *tail]:
+        changed = bytearray(content)
+        changed[position] ^= 1 << places.randrange(8)
+        damaged.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"bad\.pt is damaged"):
+            load_checkpoint(damaged)
+
+
+def test_a_cut_or_empty_file_is_named(tmp_path: Path) -> None:
+    path, cut = tmp_path / "good.pt", tmp_path / "cut.pt"
+    write_checkpoint(STATE, path)
+    content = path.read_bytes()
+    for length in [0, 1, 21, 22, 93, 94, len(content) // 2, *range(len(content) - 100, len(content))]:
+        cut.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=rf"cut\.pt is damaged or no checkpoint: .*missing \({length} bytes"):
+            load_checkpoint(cut)
+    cut.write_bytes(content + b"\n")
+    with pytest.raises(ValueError, match=r"cut\.pt is damaged"):
+        load_checkpoint(cut)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damage_without_a_checksum_is_a_value_error_or_passes(tmp_path: Path) -> None:
+    path, places = tmp_path / "plain.pt", random.Random(0)
+    torch.save({"a": torch.zeros(2), "b": {"c": [1, "d"]}}, path)
+    content = path.read_bytes()
+    for position in range(0, len(content), 11):
+        changed = bytearray(content)
+        changed[position] ^= 1 << places.randrange(8)
+        path.write_bytes(changed)
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            assert "plain.pt" in str(error)  # noqa: PT017  (no error is allowed too)
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    path, marker = tmp_path / "hostile.pt", tmp_path / "executed"
+    torch.save({"weights": Hostile(marker)}, path)
+    with pytest.raises(ValueError, match=r"hostile\.pt cannot be read as tensors and plain types"):
+        load_checkpoint(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # so the trap was armed
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt holds a list where a dict was expected"):
+        load_checkpoint(tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("weights" * 100)
+    with pytest.raises(ValueError, match=r"text\.pt is damaged or no checkpoint"):
+        load_checkpoint(tmp_path / "text.pt")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
+        load_checkpoint(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "state.pt"
+    write_checkpoint({"step": 1}, path)
+    monkeypatch.setattr({"fsync": "os.fsync", "replace": "pathlib.Path.replace"}[step], fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_checkpoint({"step": 2}, path)
+    monkeypatch.undo()
+    assert load_checkpoint(path) == {"step": 1}
+    assert names_in(tmp_path) == {"state.pt"}
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "state.pt", Path.replace
+    write_atomically(b"old", path)
+
+    def watched(source: Path, target: Path) -> Path:
+        assert path.read_bytes() == b"old"
+        assert source.parent == target.parent  # a rename across file systems would not be atomic
+        assert source.read_bytes() == b"new"
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_atomically(b"new", path)
+    assert path.read_bytes() == b"new"
+
+
+# Weights of one network.
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_weights_come_back(name: str, tmp_path: Path) -> None:
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    model, other = TinyNet().to(memory_format=torch.channels_last), TinyNet()
+    save_weights(model, tmp_path / name)
+    assert not same_weights(model, other)
+    assert load_weights(other, tmp_path / name) is other
+    assert same_weights(model, other)
+
+
+def test_weights_of_a_run_raw_and_averaged(tmp_path: Path) -> None:
+    model, trainer = train(tmp_path)
+    path = tmp_path / "last.pt"
+    assert same_weights(load_weights(TinyNet(), path), model)
+    for callback in trainer.callbacks[:2]:
+        assert isinstance(callback, ExponentialMovingAverage | StochasticWeightAveraging)
+        assert callback.averaged is not None
+        averaged = load_weights(TinyNet(), path, average=callback.kind)
+        assert same_weights(averaged, callback.averaged.module.get_submodule("model"))
+        assert not same_weights(averaged, model)
+
+
+def test_an_average_that_is_not_there_is_named(tmp_path: Path) -> None:
+    model, _ = train(tmp_path, every_n_steps=1, epochs=0)
+    save_weights(model, tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"average='ema': .*plain\.pt holds plain weights and no averaged ones"):
+        load_weights(model, tmp_path / "plain.pt", average="ema")
+    train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"average='mean': .*holds no average of that name; use 'ema' or 'swa'"):
+        load_weights(model, tmp_path / "last.pt", average="mean")
+    state = load_checkpoint(tmp_path / "last.pt")
+    for item in state["callbacks"]:
+        item["state"] |= {"updates": 0} if item["state"].get("kind") == "swa" else {}
+    write_checkpoint(state, tmp_path / "early.pt")
+    with pytest.raises(ValueError, match="average='swa': .* holds an average that no update has entered yet"):
+        load_weights(model, tmp_path / "early.pt", average="swa")
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    save_weights(TinyNet(3), tmp_path / "narrow.pt")
+    message = r"narrow\.pt does not fit TinyNet: '0\.weight' is \(3, 3, 3, 3\) there and \(4, 3, 3, 3\) here"
+    with pytest.raises(ValueError, match=message):
+        load_weights(TinyNet(4), tmp_path / "narrow.pt")
+    with pytest.raises(ValueError, match=r"does not fit Linear: 'weight' is absent there and \(1, 1\) here"):
+        load_weights(nn.Linear(1, 1), tmp_path / "narrow.pt")
+    torch.save({"state_dict": TinyNet().state_dict(), "epoch": 3}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign\.pt does not fit TinyNet: '0\.weight' is absent there"):
+        load_weights(TinyNet(), tmp_path / "foreign.pt")
+    train(tmp_path)
+    with pytest.raises(ValueError, match=r"holds the networks \['model'\], none of which has the keys of Linear"):
+        load_weights(nn.Linear(1, 1), tmp_path / "last.pt")
+
+
+def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    save_weights(TinyNet(), tmp_path / "net.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is damaged or no safetensors file"):
+        load_weights(TinyNet(), tmp_path / "cut.safetensors")
+
+
+# ModelCheckpoint.
+
+
+def stub_run(values: list[float], callback: ModelCheckpoint) -> SimpleNamespace:
+    """Play an epoch for each value of the metric."""
+    run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[])
+    run.state_dict = lambda: {"epoch": run.epoch, "callbacks": callback.state_dict()}
+    callback.on_fit_start(run)  # type: ignore[arg-type]
+    for epoch, value in enumerate(values):
+        run.epoch, run.metrics = epoch + 1, {"val_acc": value, "lr": 0.1}
+        run.history.append({"epoch": epoch})
+        callback.on_epoch_end(run)  # type: ignore[arg-type]
+    return run
+
+
+def epoch_of(path: Path) -> int:
+    return int(load_checkpoint(path)["epoch"])
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 3)])
+def test_best_and_last(mode: str, best: int, tmp_path: Path) -> None:
+    stub_run([0.5, 0.7, 0.2, 0.7], ModelCheckpoint(tmp_path, "val_acc", mode))
+    assert names_in(tmp_path) == {"best.pt", "last.pt"}
+    assert epoch_of(tmp_path / "best.pt") == best
+    assert epoch_of(tmp_path / "last.pt") == 4
+
+
+def test_the_k_best_are_kept_under_their_names(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path, "val_acc", save_top_k=2)
+    stub_run([0.5, 0.9, 0.2, 0.7, math.nan], callback)
+    kept = {"epoch=001-val_acc=0.9000.pt", "epoch=003-val_acc=0.7000.pt"}
+    assert names_in(tmp_path) == kept | {"best.pt", "last.pt"}
+    assert epoch_of(tmp_path / "best.pt") == 2
+    assert callback.best == [(0.9, "epoch=001-val_acc=0.9000.pt"), (0.7, "epoch=003-val_acc=0.7000.pt")]
+    assert load_checkpoint(tmp_path / "epoch=003-val_acc=0.7000.pt")["callbacks"] == {"best": callback.best}
+
+
+def test_without_a_metric_only_the_last_is_kept(tmp_path: Path) -> None:
+    stub_run([0.5, 0.7], ModelCheckpoint(tmp_path))
+    assert names_in(tmp_path) == {"last.pt"}
+
+
+def test_a_metric_that_is_nan_at_first_is_no_best(tmp_path: Path) -> None:
+    stub_run([math.nan, 0.1, 0.2, math.nan], ModelCheckpoint(tmp_path, "val_acc"))
+    assert epoch_of(tmp_path / "best.pt") == 3
+
+
+def test_every_n_steps_saves_in_the_middle_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    save = ModelCheckpoint.save_last
+
+    def watched(self: ModelCheckpoint, run: Any) -> None:
+        steps.append(run.step)
+        save(self, run)
+
+    monkeypatch.setattr(ModelCheckpoint, "save_last", watched)
+    train(tmp_path, epochs=3, every_n_steps=3)  # two updates an epoch
+    assert steps == [2, 3, 4, 6, 6]
+
+
+def test_an_unknown_metric_is_named_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"monitor='val_accuracy' is not among the metrics of this run: .*val_acc, "):
+        train(tmp_path, monitor="val_accuracy")
+
+
+def test_a_failed_save_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").mkdir()  # so that the rename fails
+    with pytest.raises(OSError, match=r"last\.pt"):
+        train(tmp_path)
+    assert names_in(tmp_path) == {"last.pt"}
+
+
+def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / ".last.pt.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").touch()
+    train(tmp_path, epochs=1)
+    assert names_in(tmp_path) == {"last.pt", "mine.tmp"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "maximum"}, "mode='maximum' is unknown; use 'min' for a loss or 'max' for an accuracy"),
+        ({"save_top_k": 0}, "save_top_k=0 must be at least 1; leave monitor=None to keep only last.pt"),
+        ({"every_n_steps": 0}, "every_n_steps=0 must be at least 1, or None"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelCheckpoint(tmp_path, **options)
+
+
+def test_resume_finds_the_file_that_is_meant(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path / "run")
+    assert find_checkpoint(None, [callback]) is None
+    assert find_checkpoint("auto", [callback]) is None  # nothing to resume yet
+    with pytest.raises(FileNotFoundError, match=r"resume='.*last\.pt': there is no checkpoint; 'auto' starts anew"):
+        find_checkpoint(callback.last_path, [])
+    write_checkpoint({}, callback.last_path)
+    assert find_checkpoint("auto", [callback]) == callback.last_path
+    assert find_checkpoint(tmp_path / "run", []) == callback.last_path
+    assert find_checkpoint(str(callback.last_path), []) == callback.last_path
+    with pytest.raises(ValueError, match="resume='auto' needs a ModelCheckpoint among the callbacks"):
+        find_checkpoint("auto", [])
+
+
+def test_saving_copies_nothing_that_shares_memory_with_training(tmp_path: Path) -> None:
+    model = TinyNet()
+    save_weights(model, tmp_path / "net.pt")
+    before: dict[str, Tensor] = load_checkpoint(tmp_path / "net.pt")
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    assert torch.equal(before["0.weight"], load_checkpoint(tmp_path / "net.pt")["0.weight"])

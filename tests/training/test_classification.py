@@ -1,0 +1,117 @@
+"""The classification task without a Trainer: its losses, its metrics and the labels it refuses."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifarkit.training import ClassificationTask, Update
+from cifarkit.training.tasks.classification import Loss, Mix, accuracy
+
+IMAGES = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 0, 4])
+
+
+def tiny_task(*, label_smoothing: float = 0.0, mix: Mix | None = None, loss: Loss | None = None) -> ClassificationTask:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return ClassificationTask(model, optimizer, label_smoothing=label_smoothing, mix=mix, loss=loss)
+
+
+def first_update(task: ClassificationTask, images: Tensor = IMAGES, labels: Tensor = LABELS) -> Update:
+    return next(task.updates([images, labels]))
+
+
+def swap_halves(images: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """A mix that gives each image the label of its neighbour."""
+    return images * 0.5, F.one_hot(labels.roll(1), num_classes).float()
+
+
+def test_the_loss_is_the_negative_log_likelihood() -> None:
+    task = tiny_task()
+    update, log_probabilities = first_update(task), task.model(IMAGES).log_softmax(1)
+    torch.testing.assert_close(update.loss, -log_probabilities[range(6), LABELS].mean())
+    assert update.optimizer == "model"
+    assert update.metrics["acc"] == accuracy(log_probabilities, LABELS)
+    assert len(list(task.updates([IMAGES, LABELS]))) == 1
+
+
+def test_label_smoothing_spreads_a_share_of_each_label() -> None:
+    task = tiny_task(label_smoothing=0.1)
+    soft = F.one_hot(LABELS, 5) * 0.9 + 0.1 / 5
+    expected = -(soft * task.model(IMAGES).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(first_update(task).loss, expected)
+    torch.testing.assert_close(task.evaluate([IMAGES, LABELS])["loss"], tiny_task().evaluate([IMAGES, LABELS])["loss"])
+
+
+def test_mix_trains_on_soft_labels_and_leaves_validation_alone() -> None:
+    task = tiny_task(mix=swap_halves)
+    logits = task.model(IMAGES * 0.5)
+    update = first_update(task)
+    torch.testing.assert_close(update.loss, F.cross_entropy(logits, LABELS.roll(1)))
+    assert update.metrics["acc"] == accuracy(logits, LABELS)
+    torch.testing.assert_close(task.evaluate([IMAGES, LABELS]), tiny_task().evaluate([IMAGES, LABELS]))
+
+
+def test_a_loss_of_ones_own_gives_both_losses() -> None:
+    task = tiny_task(loss=lambda logits, labels: (logits.gather(1, labels[:, None]) - 1).square().mean())
+    expected = (task.model(IMAGES)[range(6), LABELS] - 1).square()
+    torch.testing.assert_close(first_update(task).loss, expected.mean())
+    total, count = task.evaluate([IMAGES, LABELS])["loss"]
+    torch.testing.assert_close(total, expected.sum())
+    assert count == 6
+
+
+def test_a_loss_of_ones_own_sees_mixed_labels() -> None:
+    shapes: list[torch.Size] = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        shapes.append(labels.shape)
+        return logits.sum()
+
+    first_update(tiny_task(mix=swap_halves, loss=loss))
+    assert shapes == [(6, 5)]
+
+
+def test_evaluate_returns_sums_and_counts() -> None:
+    task = tiny_task()
+    logits, results = task.model(IMAGES), task.evaluate([IMAGES, LABELS])
+    torch.testing.assert_close(results["loss"], (F.cross_entropy(logits, LABELS, reduction="sum"), 6))
+    torch.testing.assert_close(results["acc"], ((logits.argmax(1) == LABELS).sum(), 6))
+
+
+def test_the_number_of_classes_is_read_off_the_last_layer() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    assert tiny_task().num_classes == 5
+    assert ClassificationTask(nn.Flatten(), optimizer, num_classes=7).num_classes == 7
+    with pytest.raises(ValueError, match=r"mix needs the number of classes .*: give num_classes"):
+        first_update(ClassificationTask(nn.Flatten(), optimizer, mix=swap_halves))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 5), (-1, 4), (1, 100)])
+def test_labels_out_of_range_are_refused(low: int, high: int) -> None:
+    labels = torch.tensor([low, high, 1, 1, 1, 1])
+    for use in (first_update, lambda task, images, labels: task.evaluate([images, labels])):
+        with pytest.raises(ValueError, match=rf"labels run from {low} to {high}, but the model tells 5 classes apart"):
+            use(tiny_task(), IMAGES, labels)
+
+
+@pytest.mark.parametrize("labels", [LABELS.float(), LABELS.int(), F.one_hot(LABELS, 5)])
+def test_labels_of_another_kind_are_refused(labels: Tensor) -> None:
+    with pytest.raises(TypeError, match=rf"labels must be int64 \(B,\); got {labels.dtype} of shape \(6,"):
+        first_update(tiny_task(), labels=labels)
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    task = ClassificationTask(nn.Conv2d(3, 5, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
+    with pytest.raises(ValueError, match=r"the model must return logits \(B, K\); it returned shape \(6, 5, 4, 4\)"):
+        first_update(task)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for smoothing in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=rf"label_smoothing={smoothing} must be at least 0 and below 1"):
+            tiny_task(label_smoothing=smoothing)
+    with pytest.raises(ValueError, match="label_smoothing applies to cross-entropy only; give it to your loss"):
+        tiny_task(label_smoothing=0.1, loss=F.cross_entropy)
