@@ -3,10 +3,10 @@
     python benchmarks/loader.py            # about 3 minutes on 2 cores
     python benchmarks/loader.py --tiny     # seconds, to see that it runs
 
-All sides crop at random after padding by 4, flip, perhaps rotate by up to 15 degrees, and normalise: the same operations
-with the same settings, in batches of 256, one independent draw an image. A round reads one shuffled epoch from every
-side; workers are kept from epoch to epoch, and nothing else runs. CIFARKIT_DATA names a folder with cifar10-train.npz;
-without it the images are the built-in shapes.
+All sides crop at random after padding by 4, flip, perhaps rotate by up to 15 degrees, and normalise: the same
+operations with the same settings, in batches of 256, one independent draw an image. A round reads one shuffled epoch
+from every side; workers are kept from epoch to epoch, and nothing else runs. CIFARKIT_DATA names a folder with
+cifar10-train.npz; without it the images are the built-in shapes.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ DEGREES = 15
 TARGETS = {False: 20, True: 5}  # with rotation or not: times the images/s of the DataLoader with 2 workers
 
 
-class Pictures(Dataset[tuple[Any, int]]):
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
     """Images one by one, each made a PIL picture first if asked, as torchvision's CIFAR10 does."""
 
     def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], *, pil: bool) -> None:
-        self.images, self.labels, self.transform = dataset.images, dataset.labels.tolist(), transform
+        self.images, self.labels, self.transform = dataset.images, dataset.labels, transform
         self.pixels = dataset.images.permute(0, 2, 3, 1).contiguous().numpy() if pil else None  # (N, H, W, C)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index] if self.pixels is None else Image.fromarray(self.pixels[index])
         return self.transform(image), self.labels[index]
 

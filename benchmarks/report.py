@@ -86,7 +86,8 @@ class Report:
         targets = [f"- {item['claim']}: {item['found']}, {'met' if item['met'] else 'MISSED'}" for item in self.targets]
         versions = ", ".join(f"{name} {version}" for name, version in machine(self.packages)["versions"].items())
         described = f"Measured on {machine()['processor']}, {torch.get_num_threads()} threads; {versions}."
-        return "\n".join([*(table.markdown() for table in self.tables), *targets, *([""] if targets else []), described])
+        tables = [table.markdown() for table in self.tables]
+        return "\n".join([*tables, *targets, "", described])
 
     def publish(self, path: Path | None) -> None:
         """Print the report, and write it as JSON unless path is None."""

@@ -15,6 +15,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ try:
     import lightning
 except ImportError:
     print("lightning is not installed and is left out: pip install -r benchmarks/requirements.txt")
-    lightning = None
+    lightning = None  # type: ignore[assignment]
 
 LOG_EVERY_STEPS = 50
 Network = Callable[[], nn.Module]
@@ -116,7 +117,11 @@ def lightning_trainer(network: Network, batches: TimedBatches, precision: str, *
     switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     settings: dict[str, Any] = {"barebones": True} if not metrics else dict.fromkeys(switches, False)
     trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, precision="32-true" if precision == "fp32" else precision, **settings
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        precision="32-true" if precision == "fp32" else "bf16-mixed",
+        **settings,
     )
     trainer.fit(lightning_module(network(), metrics), batches)
     return batches.seconds_per_step()
@@ -150,24 +155,45 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-def channels_last_resnet() -> nn.Module:
+def resnet() -> nn.Module:
     return resnet18().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return, unused-ignore]
 
 
-def compare(network: Network, shape: tuple[int, ...], *, steps: int, warmup: int, rounds: int, precision: str,
-            lightning_too: bool) -> dict[str, list[float]]:  # fmt: skip
+@dataclass(frozen=True)
+class Case:
+    """One network to compare the loops on; shape is that of an image, most the target in plain loops."""
+
+    name: str
+    network: Network
+    shape: tuple[int, ...]
+    precision: str
+    most: float
+    peers: bool
+    batch_size: int = 64
+    steps: int = 1000
+    warmup: int = 100
+    rounds: int = 15
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, batch {self.batch_size}, {self.precision}"
+
+
+def compare(case: Case) -> dict[str, list[float]]:
     """Return the seconds a step of each loop, one value a round."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(10):
-        images, labels = torch.rand(64, *shape, generator=generator), torch.randint(10, (64,), generator=generator)
-        batches.append((images.contiguous(memory_format=torch.channels_last) if len(shape) == 3 else images, labels))
-    timed = TimedBatches(batches, steps + warmup + 1, warmup)
+        images = torch.rand(case.batch_size, *case.shape, generator=generator)
+        images = images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+        batches.append((images, torch.randint(10, (case.batch_size,), generator=generator)))
+    timed = TimedBatches(batches, case.steps + case.warmup + 1, case.warmup)
     loops: dict[str, Callable[..., float]] = {"bare loop": bare_loop, "plain loop": plain_loop, "Trainer": our_trainer}
-    if lightning_too and lightning is not None:
+    if case.peers and lightning is not None:
         loops["Lightning, no metrics"] = partial(lightning_trainer, metrics=False)
         loops["Lightning, loss and accuracy"] = partial(lightning_trainer, metrics=True)
-    return take_turns({name: partial(loop, network, timed, precision) for name, loop in loops.items()}, rounds)
+    turns = {name: partial(loop, case.network, timed, case.precision) for name, loop in loops.items()}
+    return take_turns(turns, case.rounds)
 
 
 def tabulate(title: str, seconds: Mapping[str, list[float]]) -> Table:
@@ -187,20 +213,21 @@ def main() -> None:
     options = arguments(__doc__, "trainer_overhead").parse_args()
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    precision = "bf16-mixed" if cpu_has_bf16() else "fp32"  # the faster format, in which an overhead weighs more
-    small = {"steps": 50, "warmup": 10, "rounds": 2} if options.tiny else {"steps": 1000, "warmup": 100, "rounds": 15}
-    large = {"steps": 1, "warmup": 1, "rounds": 1} if options.tiny else {"steps": 5, "warmup": 2, "rounds": 11}
-    settings = {"batch_size": 64, "mlp": small, "resnet18": large | {"precision": precision}}
+    fast = "bf16-mixed" if cpu_has_bf16() else "fp32"  # the faster format, in which an overhead weighs more
+    cases = [
+        Case("3-layer MLP", mlp, (784,), "fp32", most=1.2, peers=True),
+        Case("ResNet-18", resnet, (3, 32, 32), fast, most=1.02, peers=False, steps=5, warmup=2, rounds=11),
+    ]
+    if options.tiny:
+        cases = [replace(case, batch_size=4, steps=5, warmup=1, rounds=1) for case in cases]
+    settings = {case.title: {"steps": case.steps, "warmup": case.warmup, "rounds": case.rounds} for case in cases}
     report = Report("trainer_overhead", settings, ["lightning"])
-    for title, network, shape, sizes, number_format, most, lightning_too in (
-        ("3-layer MLP, batch 64, fp32", mlp, (784,), small, "fp32", 1.2, True),
-        (f"ResNet-18, batch 64, {precision}", channels_last_resnet, (3, 32, 32), large, precision, 1.02, False),
-    ):
-        seconds = compare(network, shape, **sizes, precision=number_format, lightning_too=lightning_too)
+    for case in cases:
+        title, seconds = case.title, compare(case)
         report.figures[title] = {"seconds_per_step": seconds}
         report.tables.append(tabulate(title, seconds))
         ratio = ratios(seconds["Trainer"], seconds["plain loop"])
-        report.aim(f"{title}: Trainer at most {most} × the plain loop", ratio.text(3), ratio.median <= most)
+        report.aim(f"{title}: Trainer at most {case.most} × the plain loop", ratio.text(3), ratio.median <= case.most)
     report.publish(destination(options, "trainer_overhead"))
 
 

@@ -73,7 +73,9 @@ ARMS = {
 }
 
 
-def run_arm(arm: Arm, train_set: data.ImageDataset, val_set: data.ImageDataset, seed: int, epochs: int) -> dict[str, Any]:
+def run_arm(
+    arm: Arm, train_set: data.ImageDataset, val_set: data.ImageDataset, seed: int, epochs: int
+) -> dict[str, Any]:
     """Train one recipe and return its accuracy and seconds."""
     seed_everything(seed)
     normalize = transforms.Normalize(*train_set.mean_std())
@@ -87,7 +89,11 @@ def run_arm(arm: Arm, train_set: data.ImageDataset, val_set: data.ImageDataset, 
     started = time.perf_counter()
     task = ClassificationTask(model, optimizer, **arm.task)
     run = Trainer(max_epochs=epochs, **settings).fit(task, train_loader, Loader(val_set, 500, transform=normalize))
-    return {"accuracy": run.metrics[arm.metric], "raw": run.metrics["val_acc"], "seconds": time.perf_counter() - started}
+    return {
+        "accuracy": run.metrics[arm.metric],
+        "raw": run.metrics["val_acc"],
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def summarize(results: dict[str, Any]) -> str:

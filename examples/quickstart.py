@@ -2,7 +2,7 @@
 
     python examples/quickstart.py
 
-It prints the accuracy (97 to 99 %) and writes six pictures to a new folder below runs/.
+It prints the accuracy (above 99 %) and writes six pictures to a new folder below runs/.
 """
 
 import argparse

@@ -231,9 +231,7 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
     path = Path(resume)
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(
-            f"resume={str(resume)!r}: there is no checkpoint; 'auto' starts anew when there is none"
-        )
+        raise FileNotFoundError(f"resume={str(resume)!r}: there is no checkpoint; 'auto' starts anew if there is none")
     return path
 
 

@@ -37,6 +37,10 @@ class Meters:
         """Remember a mean over ``samples`` samples, made in update number ``step``."""
         self._pending.append((name, mean.detach(), samples, step))
 
+    def forget(self, step: int) -> None:
+        """Drop what update number ``step`` has added since the last flush, because it is made again."""
+        self._pending = [item for item in self._pending if item[3] != step]
+
     def flush(self) -> None:
         """Bring pending values to the host.
 

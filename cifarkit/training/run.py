@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -125,11 +126,18 @@ class Run:
         for metric, value in update.metrics.items():
             add(metric_name(name, metric, prefix="train_"), value, samples, self.step)
 
-    def count(self, window: Sequence[Batch]) -> None:
-        """Count the micro-batches of one update, and note where the loader stands after them."""
-        self.batches += len(window)
-        self.images += sum(len(batch[0]) for batch in window)
-        self.mark_position()
+    def take(self, batches: Iterator[Batch], count: int) -> list[Batch]:
+        """Take the micro-batches of one update, up to count, and note where the loader stands after each.
+
+        It is noted before another is asked for: a loader that finds itself used up moves on to its next epoch.
+        """
+        window: list[Batch] = []
+        for batch in islice(batches, count):
+            self.batches += 1
+            self.images += len(batch[0])
+            self.mark_position()
+            window.append(self.trainer.to_device(batch))
+        return window
 
     def log(self) -> None:
         """Read the metrics since the last log step off the device and send them to the loggers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +249,7 @@ class Trainer:
         run.task.train()
         batches, factor = run.open_loader(), self.accumulation.factor(run.epoch)
         whole = True
-        while window := [self.to_device(batch) for batch in islice(batches, factor)]:
-            run.count(window)
+        while window := run.take(batches, factor):
             run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.batches_left == 0
             stepped = self._train_step_or_fall_back(run, window)
             run.step += stepped
@@ -273,4 +271,5 @@ class Trainer:
             return self.train_step(run, window)
         except Exception as error:
             fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
+            run.meters.forget(run.step)
             return self.train_step(run, window)

@@ -226,7 +226,7 @@ def test_an_average_that_is_not_there_is_named(tmp_path: Path) -> None:
     for item in state["callbacks"]:
         item["state"] |= {"updates": 0} if item["state"].get("kind") == "swa" else {}
     write_checkpoint(state, tmp_path / "early.pt")
-    with pytest.raises(ValueError, match="average='swa': .* holds an average that no update has entered yet"):
+    with pytest.raises(ValueError, match=r"average='swa': .* holds an average that no update has entered yet"):
         load_weights(model, tmp_path / "early.pt", average="swa")
 
 

@@ -56,6 +56,26 @@ def test_a_failing_compiler_warns_and_training_goes_on(monkeypatch: pytest.Monke
         assert torch.equal(weight, compiled.state_dict()[name])
 
 
+def test_a_window_that_fails_half_way_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    compiled = copy.deepcopy(plain)
+
+    def fail_at_small_batches(images: Tensor) -> Tensor:
+        if len(images) < 8:
+            raise NoCompilerError("another shape")
+        return compiled.forward(images)  # type: ignore[no-any-return, no-untyped-call]
+
+    compile_as(fail_at_small_batches, monkeypatch)
+    batches = [*BATCHES, (torch.randn(5, 3, 4, 4), torch.randint(10, (5,)))]
+    settings: dict[str, Any] = {"max_epochs": 1, "accumulate_grad_batches": 4, "progress": False}
+    expected = Trainer(**settings).fit(tiny_task(plain), batches)
+    with pytest.warns(UserWarning, match="another shape"):
+        run = Trainer(**settings, compile=True).fit(tiny_task(compiled), batches)
+    for name in ("train_loss", "train_acc", "grad_norm"):
+        assert run.history[0][name] == expected.history[0][name]
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
 def test_other_errors_of_a_compiled_network_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> Tensor:
         raise MemoryError("full")

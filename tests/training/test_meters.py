@@ -49,6 +49,14 @@ def test_one_transfer_reads_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reads == [20]
 
 
+def test_an_update_can_be_forgotten() -> None:
+    meters = Meters()
+    for step in (0, 1, 1):
+        meters.add("train_loss", torch.tensor(float(step)), 4, step)
+    meters.forget(1)
+    assert meters.epoch_means() == {"train_loss": 0.0}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["train_loss", "train_generator_loss"])
 def test_a_loss_that_is_not_finite_is_an_error(name: str, value: float) -> None:

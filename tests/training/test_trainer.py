@@ -400,8 +400,7 @@ def test_a_frozen_part_stands_still() -> None:
     fit(batches_of(8), ClassificationTask(model, optimizer), max_epochs=2)
     assert_same_weights(model[0], before[0], within=0)  # its BatchNorm statistics too
     assert torch.equal(outputs[0], outputs[1])  # its dropout is off
-    with pytest.raises(AssertionError, match="running_mean"):
-        assert_same_weights(model[1], before[1])
+    assert not torch.equal(model[1].get_buffer("running_mean"), before[1].get_buffer("running_mean"))
 
 
 # Losses that are not finite.

@@ -1,0 +1,248 @@
+"""Callbacks: when they stop a run and what they say, and that they act in the documented order."""
+
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarkit.training import (
+    Callback,
+    ClassificationTask,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Run,
+    TimeLimit,
+    Trainer,
+)
+
+BATCHES = [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(3)]
+
+
+def make_task(groups: int = 1) -> ClassificationTask:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2))
+    parameters = [{"params": layer.parameters(), "lr": 0.1 * (index + 1)} for index, layer in enumerate(model[1:])]
+    return ClassificationTask(model, torch.optim.SGD(parameters if groups == 2 else model.parameters(), 0.1))
+
+
+def fit(*callbacks: Callback, epochs: int = 2, groups: int = 1, **options: Any) -> Run:
+    trainer = Trainer(max_epochs=epochs, callbacks=callbacks, progress=False, **options)
+    return trainer.fit(make_task(groups), BATCHES, BATCHES)
+
+
+def epochs_until_stop(callback: EarlyStopping, values: list[float]) -> tuple[int | None, str]:
+    """Play an epoch for each value; return the first epoch that stops and the reason."""
+    run: Any = SimpleNamespace(epoch=0, batches=0, metrics={}, reasons=[])
+    run.stop = run.reasons.append
+    callback.on_fit_start(run)
+    for epoch, value in enumerate(values):
+        run.epoch, run.metrics = epoch + 1, {callback.monitor: value}
+        callback.on_epoch_end(run)
+        if run.reasons:
+            return epoch, run.reasons[0]
+    return None, ""
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "stop"),
+    [
+        ({"patience": 0}, [3, 2, 2.5, 1], 2),
+        ({"patience": 1}, [3, 2, 2.5, 1], 2),
+        ({"patience": 2}, [3, 2, 2.5, 1, 1, 1], 5),
+        ({"patience": 3}, [3, 2, 2.5, 2.5, 2.5, 1], 4),
+        ({"patience": 3}, [3, 2, 2.5, 2.5, 1.9, 2, 2, 2], 7),
+        ({"patience": 3}, [5, 4, 3, 2, 1], None),
+        ({"patience": 1, "mode": "max"}, [1, 2, 3, 2], 3),
+        ({"patience": 1, "mode": "max"}, [1, 2, 3, 4], None),
+        ({"patience": 1, "min_delta": 0.5}, [3, 2.4, 2.0, 1], 2),
+        ({"patience": 1, "min_delta": -0.5}, [3, 2.4, 2.0, 1], 2),  # the sign of min_delta does not matter
+        ({"patience": 1, "mode": "max", "min_delta": 0.5}, [1, 1.4, 3], 1),
+        ({"patience": 5}, [3, math.nan, 1], 1),
+        ({"patience": 5, "mode": "max"}, [math.nan], 0),
+    ],
+)
+def test_early_stopping(options: dict[str, Any], values: list[float], stop: int | None) -> None:
+    assert epochs_until_stop(EarlyStopping("val_loss", **options), values)[0] == stop
+
+
+def test_early_stopping_says_why() -> None:
+    reason = epochs_until_stop(EarlyStopping("val_loss", patience=2), [3, 2, 2.5, 2.25])[1]
+    assert reason == "val_loss has not improved on 2 (epoch 1) for 2 epochs"
+    assert epochs_until_stop(EarlyStopping("val_loss"), [3, math.nan])[1] == "val_loss is NaN in epoch 1"
+
+
+def test_early_stopping_ends_a_run() -> None:
+    run = fit(EarlyStopping("val_acc", "max", patience=2), epochs=9)  # constant images teach nothing
+    assert len(run.history) == 3
+    assert run.epoch == 3
+    assert run.stopped_because == "val_acc has not improved on 0.5 (epoch 0) for 2 epochs"
+
+
+def test_early_stopping_remembers_its_best_over_a_resume() -> None:
+    first, second = EarlyStopping("val_loss", patience=3), EarlyStopping("val_loss", patience=3)
+    epochs_until_stop(first, [3, 1, 2, 2])
+    run: Any = SimpleNamespace(epoch=4, batches=0, metrics={"val_loss": 1.5}, reasons=[])
+    run.stop = run.reasons.append
+    second.on_fit_start(run)
+    second.load_state_dict(first.state_dict())
+    run.epoch = 5
+    second.on_epoch_end(run)
+    assert run.reasons == ["val_loss has not improved on 1 (epoch 1) for 3 epochs"]
+
+
+def test_early_stopping_does_not_judge_half_an_epoch() -> None:
+    callback = EarlyStopping("val_loss")
+    run: Any = SimpleNamespace(epoch=1, batches=2, metrics={"val_loss": 0.0})
+    callback.on_epoch_end(run)
+    assert callback.best == math.inf
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EarlyStopping("val_loss", mode="minimum"), "mode='minimum' is unknown; use 'min' for a loss or 'max'"),
+        (lambda: EarlyStopping("val_loss", patience=-1), "patience=-1 must be at least 0 epochs"),
+        (lambda: TimeLimit(0), "seconds=0 must be positive"),
+        (lambda: fit(EarlyStopping("loss")), "monitor='loss' is not among the metrics of this run: .*train_loss"),
+    ],
+)
+def test_mistakes_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Time.
+
+
+class Clock(Callback):
+    """A clock that moves by one second an update."""
+
+    order = -100
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("cifarkit.training.callbacks.time.monotonic", lambda: self.now)
+
+    def on_step_end(self, run: Run) -> None:
+        self.now += 1
+
+
+def test_time_limit_stops_after_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(Clock(monkeypatch), TimeLimit(4), epochs=5)
+    assert run.step == 4
+    assert run.stopped_because == "the time limit of 4 seconds is used up"
+    assert "val_loss" in run.history[-1]  # the validation still ran
+    assert [row["epoch"] for row in run.history] == [0, 1]
+
+
+def test_time_counts_over_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clock = Clock(monkeypatch)
+    fit(clock, TimeLimit(4), ModelCheckpoint(tmp_path), epochs=5)
+    clock.now += 1000  # time between two runs is free
+    trainer = Trainer(max_epochs=5, callbacks=[clock, TimeLimit(6)], progress=False)
+    assert trainer.fit(make_task(), BATCHES, BATCHES, resume=tmp_path).step == 6
+
+
+def test_a_used_callback_starts_afresh_in_another_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, limit, monitor = Clock(monkeypatch), TimeLimit(4), LearningRateMonitor()
+    patience = EarlyStopping("val_acc", "max", patience=1)
+    for _ in range(2):
+        run = fit(clock, limit, monitor, patience, epochs=9)
+        assert run.step == 4
+        assert len(monitor.history["lr"]) == 4
+
+
+# Rates, order, and what a callback may be.
+
+
+def test_learning_rate_monitor_keeps_every_rate() -> None:
+    monitor = LearningRateMonitor()
+    fit(monitor, groups=2, schedule=lambda progress: 1 - progress)
+    expected = [0.1 * (1 - step / 6) for step in range(6)]
+    assert monitor.history == {"lr": pytest.approx(expected), "lr_1": pytest.approx([2 * rate for rate in expected])}
+    assert monitor.state_dict() == {"history": monitor.history}
+
+
+def test_learning_rates_of_several_groups_reach_the_log() -> None:
+    logged: list[set[str]] = []
+
+    class Recorder:
+        start = log_epoch = close = staticmethod(lambda run: None)
+        log = staticmethod(lambda metrics, step: logged.append(set(metrics)))
+
+    fit(LearningRateMonitor(), groups=2, epochs=1, loggers=[Recorder()], log_every_n_steps=1)
+    assert ["lr_1" in names for names in logged] == [False, True, True]  # each at the log step after
+
+
+class Recording(Callback):
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def on_fit_start(self, run: Run) -> None:
+        self.calls.append("fit_start")
+
+    def on_epoch_start(self, run: Run) -> None:
+        self.calls.append(f"epoch_start {run.epoch}")
+
+    def on_step_end(self, run: Run) -> None:
+        self.calls.append(f"step_end {run.step}")
+
+    def on_epoch_end(self, run: Run) -> None:
+        self.calls.append(f"epoch_end {run.epoch} {run.history[-1]['epoch']} {'val_loss' in run.metrics}")
+
+    def on_fit_end(self, run: Run) -> None:
+        self.calls.append("fit_end")
+
+
+def test_hooks_fire_in_the_documented_order() -> None:
+    calls: list[str] = []
+    fit(Recording(calls))
+    first = ["epoch_start 0", "step_end 1", "step_end 2", "step_end 3", "epoch_end 1 0 True"]
+    second = ["epoch_start 1", "step_end 4", "step_end 5", "step_end 6", "epoch_end 2 1 True"]
+    assert calls == ["fit_start", *first, *second, "fit_end"]
+
+
+def test_averages_act_first_and_checkpoints_last(tmp_path: Path) -> None:
+    given = [ModelCheckpoint(tmp_path), Recording([]), EarlyStopping("val_acc_ema"), ExponentialMovingAverage(0.5)]
+    order = [type(callback).__name__ for callback in fit(*given).callbacks]
+    assert order == ["ExponentialMovingAverage", "Recording", "EarlyStopping", "ModelCheckpoint"]
+    best = ModelCheckpoint(tmp_path, "val_acc_ema")  # may monitor what an average reported
+    fit(best, ExponentialMovingAverage(0.5))
+    assert best.best_path.exists()
+
+
+def test_the_base_callback_does_nothing() -> None:
+    callback = Callback()
+    run: Any = fit(callback)
+    for hook in (name for name in dir(callback) if re.match("on_", name)):
+        getattr(callback, hook)(run)
+    assert callback.state_dict() == {}
+    callback.load_state_dict({})
+    assert callback.bend_schedule(run.schedule, run) is run.schedule
+
+
+def test_something_else_is_no_callback() -> None:
+    wrong: Any = torch.nn.Identity()
+    with pytest.raises(TypeError, match="callbacks must be Callback objects; got Identity"):
+        fit(wrong)
+
+
+def test_the_first_reason_to_stop_is_kept() -> None:
+    class Impatient(Callback):
+        def __init__(self, reason: str) -> None:
+            self.reason = reason
+
+        def on_step_end(self, run: Run) -> None:
+            run.stop(self.reason)
+
+    run = fit(Impatient("hunger"), Impatient("thirst"))
+    assert run.stopped_because == "hunger"
+    assert run.step == 1
+    weights: Tensor = next(run.task.parameters())
+    assert weights.isfinite().all()
