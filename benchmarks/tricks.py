@@ -3,8 +3,8 @@
     CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/tricks.py
 
 Every arm makes the same number of updates on the same images of the CIFAR-10 training set and is scored on the same
-5,000 other training images, with the same seeds; the test set is not touched. An arm is reported as its difference to the
-reference with the same seed. Runs are added to docs/data/tricks.json as they end, so a stopped study goes on.
+5,000 other training images, with the same seeds; the test set is not touched. An arm is reported as its difference to
+the reference with the same seed. Runs are added to docs/data/tricks.json as they end, so a stopped study goes on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/lr_finder.py
 
-The sweep is an ordinary fit with a ramp for a schedule, so it respects precision, accumulation and parameter groups, and
-it leaves model, optimizer, random state and loader as they were.
+The sweep is an ordinary fit with a ramp for a schedule, so it respects precision, accumulation and parameter groups,
+and it leaves model, optimizer, random state and loader as they were.
 """
 
 import argparse
@@ -24,8 +24,9 @@ train_loader = data.Loader(train_set, 128, shuffle=True, transform=normalize)
 val_loader = data.Loader(val_set, 500, transform=normalize)
 
 model = models.SpeedNet(num_classes=10, widths=(16, 32, 64))
-head, body = list(model.parameters())[-1:], list(model.parameters())[:-1]
-optimizer = torch.optim.SGD([{"params": body, "lr": 0.1}, {"params": head, "lr": 0.2}], momentum=0.9)  # ratio 1 : 2
+body = [*model.stem.parameters(), *model.groups.parameters()]
+groups = [{"params": body, "lr": 0.1}, {"params": model.head.parameters(), "lr": 0.2}]  # kept at 1 : 2
+optimizer = torch.optim.SGD(groups, momentum=0.9)
 task = cifarkit.ClassificationTask(model, optimizer)
 
 sweep = cifarkit.lr_find(task, train_loader, min_lr=1e-4, max_lr=10, steps=20 if tiny else 100)

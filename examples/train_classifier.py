@@ -42,7 +42,6 @@ flag("--resume", metavar="FOLDER")
 flag("--test", action="store_true", help="look at the test images, once, at the end")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
-seed_everything(args.seed)
 
 
 def load(train: bool) -> data.ImageDataset:
@@ -53,15 +52,19 @@ def load(train: bool) -> data.ImageDataset:
     return (data.load_npz if Path(args.data).is_file() else data.image_folder)(args.data)
 
 
+seed_everything(args.seed)
 train_set, val_set = (load(train=True).split(600)[0] if args.tiny else load(train=True)).split(0.9, 0.1)
 normalize = transforms.Normalize(*train_set.mean_std())
-augmentation = [] if args.no_augmentation else [transforms.RandomCrop(train_set.image_shape[1:]), transforms.RandomHorizontalFlip()]
+augmentation = [transforms.RandomCrop(train_set.image_shape[1:]), transforms.RandomHorizontalFlip()]
+augmentation = [] if args.no_augmentation else augmentation
 augmentation += [transforms.RandomRotation(args.rotation)] if args.rotation else []
 augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
-train_loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=transforms.Compose([*augmentation, normalize]))
+augment = transforms.Compose([*augmentation, normalize])
+train_loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=augment)
 val_loader = data.Loader(val_set, 500, transform=normalize)
 
-model = models.SpeedNet(train_set.num_classes) if args.model == "speednet" else getattr(models, args.model)(train_set.num_classes)
+build = {"speednet": models.SpeedNet, "resnet18": models.resnet18, "resnet34": models.resnet34}[args.model]
+model = build(train_set.num_classes)
 optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
 mix = getattr(transforms, args.mix)(1.0) if args.mix else None
 task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
@@ -75,11 +78,18 @@ loggers = [training.CSVLogger(folder)]
 loggers += [training.TensorBoardLogger(folder)] if args.tensorboard else []
 loggers += [training.WandbLogger(args.wandb, folder=folder)] if args.wandb else []
 trainer = training.Trainer(
-    max_epochs=1 if args.tiny else args.epochs, precision=args.precision, schedule=getattr(schedules, args.schedule)(),
-    accumulate_grad_batches=args.accumulate, gradient_clip_val=args.clip, compile=args.compile, callbacks=callbacks, loggers=loggers,
-)  # fmt: skip
+    max_epochs=1 if args.tiny else args.epochs,
+    precision=args.precision,
+    schedule=getattr(schedules, args.schedule)(),
+    accumulate_grad_batches=args.accumulate,
+    gradient_clip_val=args.clip,
+    compile=args.compile,
+    callbacks=callbacks,
+    loggers=loggers,
+)
 run = trainer.fit(task, train_loader, val_loader, resume="auto" if args.resume else None)
 plots.training_curves(run.history, folder / "curves.png")
 print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
 if args.test:
-    print(f"test_acc {trainer.evaluate(task, data.Loader(load(train=False), 500, transform=normalize))['val_acc']:.4f}")
+    results = trainer.evaluate(task, data.Loader(load(train=False), 500, transform=normalize))
+    print(f"test_acc {results['val_acc']:.4f}")

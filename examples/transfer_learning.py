@@ -49,8 +49,8 @@ else:
     source = everything.subset(first_half.nonzero()[:600, 0] if args.tiny else first_half.nonzero()[:, 0])
     model = models.SpeedNet(everything.num_classes, widths=(16, 32, 64))
     train(model, [{"params": list(model.parameters()), "lr": 0.1}], source)
-    small_set = everything.subset((~first_half).nonzero()[:, 0]).split(min(args.images, 500) if args.tiny else args.images)[0]
-    head = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    small_set = everything.subset((~first_half).nonzero()[:, 0]).split(500 if args.tiny else args.images)[0]
+    head = model.head
 
 print("Train a new head on a frozen network:")
 head.reset_parameters()
