@@ -112,6 +112,9 @@ def lightning_tuner(
     import lightning
     from lightning.pytorch.tuner.tuning import Tuner
 
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing it sets their levels
+        logging.getLogger(name).setLevel(logging.ERROR)
+
     class Classifier(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -208,7 +211,6 @@ def start_worker(training: int, held_out: int) -> None:
     torch.set_num_threads(1)
     os.environ["MPLBACKEND"] = "Agg"
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     IMAGES[:] = read_images(training, held_out)
 
 

@@ -58,6 +58,7 @@ class Run:
         self.loggers = list(loggers)
         self.scalers = {name: trainer.precision.scaler() for name in task.optimizers}
         self.parameters = list(task.parameters())
+        _require_own_parameters(task)
         self.schedule = trainer.schedule
         self.step = self.epoch = self.images = 0
         self.batches = 0  # micro-batches of the running epoch that are used up
@@ -269,6 +270,17 @@ class Run:
 
 def _overrides(callback: Callback, hook: str) -> bool:
     return getattr(type(callback), hook) is not getattr(Callback, hook)
+
+
+def _require_own_parameters(task: Task) -> None:
+    own = {id(parameter) for parameter in task.parameters()}
+    for name, optimizer in task.optimizers.items():
+        strangers = [item for group in optimizer.param_groups for item in group["params"] if id(item) not in own]
+        if strangers:
+            raise ValueError(
+                f"optimizer {name!r} holds {len(strangers)} parameters that are not the task's, the first of shape "
+                f"{tuple(strangers[0].shape)}; build the optimizer from the network that the task trains"
+            )
 
 
 def _require_same_task(task: Task, state: dict[str, Any]) -> None:

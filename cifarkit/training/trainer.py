@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -171,24 +172,17 @@ class Trainer:
         """
         loggers = [*self.loggers, ProgressBar()] if self.progress else self.loggers
         run = Run(self, task, train_loader, val_loader, self.callbacks, loggers)
-        with scheduled_rates(task.optimizers), InterruptGuard() as guard:
+        with scheduled_rates(task.optimizers), InterruptGuard() as guard, ExitStack() as at_the_end:
+            for logger in loggers:
+                at_the_end.callback(logger.close, run)
+            at_the_end.callback(task.eval)
             try:
                 self._prepare(run, find_checkpoint(resume, self.callbacks))
-                while not self.is_finished(run):
-                    self._run_epoch(run, guard)
-                run.notify("on_fit_end")
-            except Interrupted:
-                run.stop(f"{guard.name} was received")
-                run.notify("on_interrupt")
-                raise SystemExit(guard.exit_code) from None
+                self._run_epochs(run, guard)
             except NonFiniteLossError as error:
                 message = run.explain(error)
                 run.stop(message)
                 raise NonFiniteLossError(message, error.step) from None
-            finally:
-                task.eval()
-                for logger in loggers:
-                    logger.close(run)
         return run
 
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
@@ -216,6 +210,8 @@ class Trainer:
 
     def to_device(self, batch: Batch) -> list[Tensor]:
         """Move a batch, images in channels_last, which convolutions prefer."""
+        if isinstance(batch, Tensor):
+            raise TypeError(f"a batch must be a sequence such as (images, labels); got a tensor {tuple(batch.shape)}")
         return [
             item.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             if item.dim() == 4
@@ -243,6 +239,16 @@ class Trainer:
         if state is not None:
             RngState.from_state_dict(state["rng"]).restore()
         run.mark_position()
+
+    def _run_epochs(self, run: Run, guard: InterruptGuard) -> None:
+        try:
+            while not self.is_finished(run):
+                self._run_epoch(run, guard)
+            run.notify("on_fit_end")
+        except Interrupted:
+            run.stop(f"{guard.name} was received")
+            run.notify("on_interrupt")
+            raise SystemExit(guard.exit_code) from None
 
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
         run.notify("on_epoch_start")

@@ -516,3 +516,15 @@ def test_labels_that_do_not_fit_are_refused_at_the_first_batch() -> None:
         fit([(images, torch.full_like(labels, 10))], max_epochs=1)
     with pytest.raises(TypeError, match=r"labels must be int64 \(B,\); got torch.float32"):
         fit([(images, labels.float())], max_epochs=1)
+
+
+def test_an_optimizer_of_another_network_is_refused() -> None:
+    task = tiny_task()
+    task.optimizers["model"] = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"'model' holds 2 parameters that are not the task's"):
+        fit(batches_of(8), task, max_epochs=1)
+
+
+def test_a_bare_tensor_is_no_batch() -> None:
+    with pytest.raises(TypeError, match=r"a batch must be a sequence such as \(images, labels\)"):
+        Trainer(max_epochs=1, progress=False).to_device(torch.zeros(4, 3))
