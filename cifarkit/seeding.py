@@ -117,7 +117,10 @@ class Draws:
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw float32 (B, *shape), uniform in [low, high)."""
         unit = (self._bits(shape) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
-        return self._tensor(unit * np.float32(high - low) + np.float32(low))
+        scaled = unit * np.float32(high - low) + np.float32(low)
+        return self._tensor(
+            np.minimum(scaled, np.nextafter(np.float32(high), np.float32(low)))
+        )  # rounding may reach high
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw int64 (B, *shape), uniform in [low, high), a span of at most 2**32."""

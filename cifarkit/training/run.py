@@ -128,15 +128,12 @@ class Run:
             add(metric_name(name, metric, prefix="train_"), value, samples, self.step)
 
     def take(self, batches: Iterator[Batch], count: int) -> list[Batch]:
-        """Take the micro-batches of one update, up to count, and note where the loader stands after each.
-
-        It is noted before another is asked for: a loader that finds itself used up moves on to its next epoch.
-        """
+        """Take the micro-batches of one update, at most count."""
         window: list[Batch] = []
         for batch in islice(batches, count):
             self.batches += 1
             self.images += len(batch[0])
-            self.mark_position()
+            self.mark_position()  # before another is asked for, as a loader that is used up moves on to its next epoch
             window.append(self.trainer.to_device(batch))
         return window
 
