@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference"}
+GROUND = {"seeding", "inference", "files"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
+    "files": GROUND,
     "data": GROUND,
     "transforms": GROUND,
     "models": GROUND,

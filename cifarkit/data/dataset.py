@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarkit.files import atomic_file
 from cifarkit.seeding import Draws
 
 _SPLIT_STREAM = 2**40  # an epoch no training reaches, so that splits share no numbers with augmentation
@@ -162,18 +162,9 @@ class ImageDataset:
         The file appears complete or not at all: it is written to a temporary name beside it, flushed to the disk
         and renamed.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         images = self.images.permute(0, 2, 3, 1).numpy()  # (N, C, H, W) -> (N, H, W, C)
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, images=images, labels=self.labels.numpy(), classes=np.array(self.classes))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(path) as file:
+            np.savez(file, images=images, labels=self.labels.numpy(), classes=np.array(self.classes))
 
 
 def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:

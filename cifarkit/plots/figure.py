@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from cifarkit.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +44,8 @@ def finish(figure: Figure, path: FilePath) -> Figure:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise ValueError(f"path={str(path)!r} must end in .png, the only format written")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            figure.savefig(file, format="png", dpi=DPI)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(target) as file:
+        figure.savefig(file, format="png", dpi=DPI)
     return figure
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cifarkit.files import write_atomically
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
 
 if TYPE_CHECKING:
@@ -99,31 +98,6 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
             raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
     model.load_state_dict(weights)
     return model
-
-
-def write_atomically(content: bytes, path: str | Path) -> None:
-    """Write to a temporary name beside path, flush to the disk, then rename: a crash leaves the old file or the new.
-
-    Raises:
-        OSError: if it cannot be written, on a full disk for example; the temporary file is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # make the new name itself survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class ModelCheckpoint(Callback):

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cifarkit.files import write_atomically
 from cifarkit.plots import to_pixels
-from cifarkit.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run

@@ -23,7 +23,7 @@ from cifarkit.training import (
     load_weights,
     save_weights,
 )
-from cifarkit.training.checkpoint import find_checkpoint, write_atomically, write_checkpoint
+from cifarkit.training.checkpoint import find_checkpoint, write_checkpoint
 
 STATE: dict[str, Any] = {
     "weights": torch.arange(12.0).view(3, 4),
@@ -171,21 +171,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(
     monkeypatch.undo()
     assert load_checkpoint(path) == {"step": 1}
     assert names_in(tmp_path) == {"state.pt"}
-
-
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, replace = tmp_path / "state.pt", Path.replace
-    write_atomically(b"old", path)
-
-    def watched(source: Path, target: Path) -> Path:
-        assert path.read_bytes() == b"old"
-        assert source.parent == target.parent  # a rename across file systems would not be atomic
-        assert source.read_bytes() == b"new"
-        return replace(source, target)
-
-    monkeypatch.setattr(Path, "replace", watched)
-    write_atomically(b"new", path)
-    assert path.read_bytes() == b"new"
 
 
 # Weights of one network.

@@ -1,0 +1,31 @@
+"""Files appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from cifarkit.files import atomic_file, write_atomically
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "state.pt", Path.replace
+    write_atomically(b"old", path)
+
+    def watched(source: Path, target: Path) -> Path:
+        assert path.read_bytes() == b"old"
+        assert source.parent == target.parent  # a rename across file systems would not be atomic
+        assert source.read_bytes() == b"new"
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_atomically(b"new", path)
+    assert path.read_bytes() == b"new"
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "state.pt"
+    write_atomically(b"old", path)
+    with pytest.raises(TypeError, match="bytes-like"), atomic_file(path) as file:
+        file.write("no bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert [item.name for item in path.parent.iterdir()] == ["state.pt"]
