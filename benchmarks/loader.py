@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from PIL import Image
 from report import Report, Spread, Table, arguments, destination, ratios, take_turns
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
@@ -36,17 +35,17 @@ DEGREES = 15
 TARGETS = {False: 20, True: 5}  # with rotation or not: times the images/s of the DataLoader with 2 workers
 
 
-class Pictures(Dataset[tuple[Tensor, Tensor]]):
+class Pictures(Dataset[tuple[Any, int]]):
     """Images one by one, each made a PIL picture first if asked, as torchvision's CIFAR10 does."""
 
     def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], *, pil: bool) -> None:
-        self.images, self.labels, self.transform = dataset.images, dataset.labels, transform
+        self.images, self.labels, self.transform = dataset.images, dataset.labels.tolist(), transform
         self.pixels = dataset.images.permute(0, 2, 3, 1).contiguous().numpy() if pil else None  # (N, H, W, C)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images[index] if self.pixels is None else Image.fromarray(self.pixels[index])
         return self.transform(image), self.labels[index]
 
@@ -68,7 +67,7 @@ def v2_tensors(dataset: ImageDataset, rotate: bool) -> Pictures:
     return Pictures(dataset, v2.Compose([*moves, to_float, v2.Normalize(MEAN, STD)]), pil=False)
 
 
-def torch_loader(pictures: Pictures, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+def torch_loader(pictures: Pictures, workers: int) -> DataLoader[tuple[Any, int]]:
     return DataLoader(pictures, BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 

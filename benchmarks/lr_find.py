@@ -260,7 +260,7 @@ def main() -> None:
     settings = {"data": images_from(), "images": sizes, "epochs": epochs, "batch_size": BATCH_SIZE,
                 "sweep_steps": steps, "seeds": seeds, "grid": grid}  # fmt: skip
     report = Report("lr_find", settings, ["lightning", "torch-lr-finder"])
-    jobs = [(pair, seed) for seed in range(seeds) for pair in reversed(PAIRS)]  # the longest first
+    jobs = [(pair, seed) for pair in reversed(PAIRS) for seed in range(seeds)]  # the longest first
     context = get_context("spawn")  # a fork would inherit PyTorch's thread pools, which may hang
     with ProcessPoolExecutor(os.cpu_count(), context, start_worker, sizes) as pool:
         runs = list(pool.map(partial(examine, epochs=epochs, steps=steps, grid=grid), *zip(*jobs, strict=True)))

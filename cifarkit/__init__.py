@@ -1,5 +1,6 @@
 """Classify, generate and explain small images in plain PyTorch."""
 
+from cifarkit import data, models, plots, training, transforms
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.inference import predict
 from cifarkit.seeding import Draws, seed_everything
@@ -50,14 +51,19 @@ __all__ = [
     "Trainer",
     "Update",
     "WandbLogger",
+    "data",
     "freeze",
     "load_checkpoint",
     "load_weights",
     "lr_find",
+    "models",
+    "plots",
     "predict",
     "run_folder",
     "save_weights",
     "schedules",
     "seed_everything",
+    "training",
+    "transforms",
     "unfreeze",
 ]

@@ -115,3 +115,13 @@ def test_settings_out_of_range_are_refused() -> None:
             tiny_task(label_smoothing=smoothing)
     with pytest.raises(ValueError, match="label_smoothing applies to cross-entropy only; give it to your loss"):
         tiny_task(label_smoothing=0.1, loss=F.cross_entropy)
+
+
+def test_uint8_images_are_refused_with_the_remedy() -> None:
+    with pytest.raises(TypeError, match=r"images must be float; got torch\.uint8: use cifarkit\.Loader"):
+        first_update(tiny_task(), IMAGES.byte())
+
+
+def test_nan_in_the_first_images_is_named() -> None:
+    with pytest.raises(ValueError, match="images hold NaN or infinite values"):
+        first_update(tiny_task(), torch.full_like(IMAGES, torch.nan))

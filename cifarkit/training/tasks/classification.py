@@ -54,13 +54,11 @@ class ClassificationTask(Task):
         self._checked = False
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        images, labels = batch
+        images, labels = self._checked_batch(batch)
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, self._require_num_classes())
-        logits = self.model(images)
-        if not self._checked:
-            self._check(logits, labels)
+        logits = self._checked_logits(self.model(images), labels)
         if self.loss is not None:
             loss = self.loss(logits, targets)
         else:
@@ -68,10 +66,8 @@ class ClassificationTask(Task):
         yield Update(loss, "model", {"acc": accuracy(logits.detach(), labels)})
 
     def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
-        images, labels = batch
-        logits = self.model(images).float()
-        if not self._checked:
-            self._check(logits, labels)
+        images, labels = self._checked_batch(batch)
+        logits = self._checked_logits(self.model(images), labels).float()
         if self.loss is not None:
             loss = self.loss(logits, labels) * len(labels)
         else:
@@ -79,12 +75,25 @@ class ClassificationTask(Task):
         correct = (logits.argmax(1) == labels).sum()
         return {"loss": (loss, len(labels)), "acc": (correct, len(labels))}
 
-    def _check(self, logits: Tensor, labels: Tensor) -> None:
-        """Look once at the first batch, which costs one synchronisation, for mistakes that would fail obscurely."""
-        if logits.dim() != 2:
-            raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
+    # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
+
+    def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        if self._checked:
+            return images, labels
+        if not images.is_floating_point():
+            raise TypeError(f"images must be float; got {images.dtype}: use cifarkit.Loader, or images.float() / 255")
+        if not images.isfinite().all():
+            raise ValueError("images hold NaN or infinite values in the first batch; look at the data and transforms")
         if labels.dtype != torch.int64 or labels.dim() != 1:
             raise TypeError(f"labels must be int64 (B,); got {labels.dtype} of shape {tuple(labels.shape)}")
+        return images, labels
+
+    def _checked_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._checked:
+            return logits
+        if logits.dim() != 2:
+            raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(
@@ -92,6 +101,7 @@ class ClassificationTask(Task):
                 f"build it with num_classes={high + 1} or more, labels from 0"
             )
         self._checked = True
+        return logits
 
     def _require_num_classes(self) -> int:
         if self.num_classes is None:
