@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files"}
+GROUND = {"seeding", "inference", "files", "checks"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
     "files": GROUND,
+    "checks": GROUND,
     "data": GROUND,
     "transforms": GROUND,
     "models": GROUND,

@@ -97,8 +97,8 @@ class Run:
     @property
     def example_images(self) -> Tensor:
         """One training image (1, C, H, W) on the device, transformed as in training; the run does not notice."""
-        with undisturbed(self.train_loader):
-            images: Tensor = self.trainer.to_device(next(iter(self.train_loader)))[0]
+        with undisturbed(self.train_loader) as batches:
+            images: Tensor = self.trainer.to_device(next(iter(batches)))[0]
         return images[:1]
 
     def notify(self, hook: str) -> None:
