@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file
@@ -36,6 +37,24 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of :func:`atomic_file` whose process was killed while it wrote."""
+    for temporary in folder.glob(".*.tmp"):
+        found = re.search(r"\.(\d+)-[0-9a-f]{8}\.tmp$", temporary.name)
+        if found and not _is_running(int(found[1])):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it runs and belongs to somebody else, or the system cannot tell
+        return True
+    return True
 
 
 def write_atomically(content: bytes, path: str | Path) -> None:

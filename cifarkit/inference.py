@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifarkit.checks import check_integer
+
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
@@ -22,7 +24,9 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@torch.inference_mode()
+# Not inference_mode: its tensors can be neither changed in place nor used where gradients are wanted, and a model that
+# caches one would fail in its next training step.
+@torch.no_grad()
 def predict(
     model: nn.Module, images: Tensor, *, batch_size: int = 512, precision: str = "auto", views: int = 1
 ) -> Tensor:
@@ -36,17 +40,21 @@ def predict(
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
             against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
     Returns:
-        logits (N, K), float32, on the CPU.
+        logits (N, K), float32, on the CPU; an ordinary tensor.
     Raises:
         ValueError: for a wrong shape, batch_size, precision or number of views.
-        TypeError: if images are not floating point.
+        TypeError: if model is no module, images are no tensor of floating point, or batch_size is no integer.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps images to logits")
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise TypeError(f"images is a {kind}; give a tensor (N, C, H, W), float and transformed as in training")
     if images.dim() != 4:
         raise ValueError(f"images must be (N, C, H, W); got shape {tuple(images.shape)}")
     if not images.is_floating_point():
         raise TypeError(f"images must be float, transformed as in training; got {images.dtype}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    batch_size = check_integer("batch_size", batch_size, 1)
     if views not in (1, 2, 6):
         raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

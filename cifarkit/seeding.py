@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarkit.checks import check_integer
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, the step of SplitMix64
 _MASK = (1 << 64) - 1
 
@@ -24,8 +26,10 @@ def seed_everything(seed: int, deterministic: bool = False) -> int:
         deterministic: also ask PyTorch for deterministic kernels, which are slower on CUDA; an operation that
             has none raises when it runs.
     Raises:
-        ValueError: if the seed is out of range.
+        TypeError: if the seed is no integer.
+        ValueError: if it is out of range.
     """
+    seed = check_integer("seed", seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} is out of range; give an integer from 0 to {2**32 - 1}")
     random.seed(seed)
@@ -92,12 +96,15 @@ class Draws:
         epoch: the epoch the draws belong to, from 0.
         samples: (B,) int64, the index of each sample in its dataset.
         device: where the drawn tensors are put.
+    Raises:
+        TypeError: if seed is no integer.
     Source: SplitMix64, Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
 
     def __init__(self, seed: int, epoch: int, samples: Tensor, *, device: torch.device | str = "cpu") -> None:
-        self.seed, self.epoch, self.samples, self.device = seed, epoch, samples, torch.device(device)
-        key = _mix(_mix(np.array([seed & _MASK], np.uint64)) + np.uint64(epoch))
+        self.seed, self.epoch = check_integer("seed", seed), epoch
+        self.samples, self.device = samples, torch.device(device)
+        key = _mix(_mix(np.array([self.seed & _MASK], np.uint64)) + np.uint64(epoch))
         self._keys = _mix(key + samples.cpu().numpy().astype(np.uint64) * _GOLDEN)  # (B,)
         self._drawn = 0  # numbers taken from each stream so far
 
@@ -118,9 +125,8 @@ class Draws:
         """Draw float32 (B, *shape), uniform in [low, high)."""
         unit = (self._bits(shape) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
         scaled = unit * np.float32(high - low) + np.float32(low)
-        return self._tensor(
-            np.minimum(scaled, np.nextafter(np.float32(high), np.float32(low)))
-        )  # rounding may reach high
+        # Rounding may reach high, which is left out.
+        return self._tensor(np.minimum(scaled, np.nextafter(np.float32(high), np.float32(low))))
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw int64 (B, *shape), uniform in [low, high), a span of at most 2**32."""

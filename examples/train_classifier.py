@@ -39,21 +39,25 @@ flag("--compile", action="store_true")
 flag("--tensorboard", action="store_true")
 flag("--wandb", metavar="PROJECT", help="log to Weights & Biases, offline")
 flag("--resume", metavar="FOLDER")
-flag("--test", action="store_true", help="look at the test images, once, at the end")
+flag("--test", metavar="SOURCE", nargs="?", const="", help="look at the test images, once, at the end")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
+official = args.data in ("shapes", "cifar10", "cifar100")
+if args.test == "" and not official:
+    parser.error("--test needs the file or folder of the test images: --test SOURCE")
 
 
-def load(train: bool) -> data.ImageDataset:
-    if args.data == "shapes":
+def load(source: str, train: bool) -> data.ImageDataset:
+    if source == "shapes":
         return data.shapes(20_000 if train else 2_000, seed=1 - train)
-    if args.data in ("cifar10", "cifar100"):
-        return getattr(data, args.data)(args.root, train=train, download=args.download)
-    return (data.load_npz if Path(args.data).is_file() else data.image_folder)(args.data)
+    if source in ("cifar10", "cifar100"):
+        return getattr(data, source)(args.root, train=train, download=args.download)
+    return (data.load_npz if Path(source).is_file() else data.image_folder)(source)
 
 
 seed_everything(args.seed)
-train_set, val_set = (load(train=True).split(600)[0] if args.tiny else load(train=True)).split(0.9, 0.1)
+everything = load(args.data, train=True)
+train_set, val_set = (everything.split(600)[0] if args.tiny else everything).split(0.9, 0.1)
 normalize = transforms.Normalize(*train_set.mean_std())
 augmentation = [transforms.RandomCrop(train_set.image_shape[1:]), transforms.RandomHorizontalFlip()]
 augmentation = [] if args.no_augmentation else augmentation
@@ -87,9 +91,9 @@ trainer = training.Trainer(
     callbacks=callbacks,
     loggers=loggers,
 )
-run = trainer.fit(task, train_loader, val_loader, resume="auto" if args.resume else None)
+run = trainer.fit(task, train_loader, val_loader, resume=args.resume)
 plots.training_curves(run.history, folder / "curves.png")
 print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
-if args.test:
-    results = trainer.evaluate(task, data.Loader(load(train=False), 500, transform=normalize))
+if args.test is not None:
+    results = trainer.evaluate(task, data.Loader(load(args.test or args.data, train=False), 500, transform=normalize))
     print(f"test_acc {results['val_acc']:.4f}")

@@ -29,8 +29,19 @@ LEVELS = {  # inside training: a module imports those of its own level and below
     for level, names in enumerate(
         [
             ["task"],
-            ["schedules", "precision", "distributed", "meters", "compiling", "interrupts", "accumulation", "config"],
-            ["callbacks", "averaging", "loggers", "checkpoint", "progress"],
+            [
+                "schedules",
+                "precision",
+                "distributed",
+                "meters",
+                "compiling",
+                "interrupts",
+                "accumulation",
+                "config",
+                "loading",
+                "compatibility",
+            ],
+            ["callbacks", "averaging", "loggers", "trackers", "checkpoint", "progress"],
             ["run"],
             ["trainer"],
             ["lr_finder"],

@@ -117,14 +117,48 @@ def test_a_float64_model_predicts_to_float32() -> None:
     [
         (torch.zeros(3, 8, 8), {}, ValueError, r"images must be \(N, C, H, W\); got shape \(3, 8, 8\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), {}, TypeError, "images must be float, .*got torch.uint8"),
+        ([1, 2], {}, TypeError, r"images is a list; give a tensor \(N, C, H, W\)"),
+        (photos(), {"batch_size": 16.0}, TypeError, r"batch_size=16\.0 is a float; give an integer"),
         (photos(), {"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
         (photos(), {"views": 3}, ValueError, r"views=3 is not offered; use 1, 2 \(mirror\) or 6"),
         (photos(), {"precision": "fp8"}, ValueError, "precision='fp8' is unknown; use 'auto', 'fp32' or 'bf16'"),
     ],
 )
-def test_mistakes_are_named(images: Tensor, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_mistakes_are_named(images: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         predict(TinyNet(), images, **options)
+
+
+def test_a_model_that_is_none_is_named() -> None:
+    with pytest.raises(TypeError, match="model is a function; give a torch.nn.Module"):
+        predict(photos, photos())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [3, 99])
+def test_logits_can_be_changed_and_trained_on(batch_size: int) -> None:
+    model = TinyNet()
+    logits = predict(model, photos(), batch_size=batch_size, precision="fp32")
+    expected = logits / 2
+    logits /= 2
+    assert torch.equal(logits, expected)
+    temperature = nn.Parameter(torch.ones(5))
+    (logits * temperature).square().sum().backward()
+    torch.testing.assert_close(temperature.grad, 2 * expected.square().sum(0))
+
+
+def test_what_a_model_keeps_from_predicting_serves_in_training() -> None:
+    class Caching(nn.Linear):
+        table: Tensor | None = None
+
+        def forward(self, images: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = torch.linspace(0, 1, self.in_features)
+            logits: Tensor = super().forward(images.flatten(1) * self.table)
+            return logits
+
+    model = Caching(192, 5)
+    predict(model, photos())
+    model(photos().requires_grad_()).sum().backward()
 
 
 def test_reflected_edges_are_those_of_pytorch() -> None:

@@ -1,12 +1,15 @@
 """What ships: one version, the type marker, README commands that exist, files without a machine's own paths."""
 
+import ast
 import configparser
 import re
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import cifarkit
 
@@ -47,6 +50,24 @@ def test_types_and_licence_ship(setup: configparser.ConfigParser) -> None:
     assert setup["options.package_data"]["cifarkit"] == "py.typed"
     assert (ROOT / "cifarkit" / "py.typed").is_file()
     assert "Apache License" in (ROOT / setup["metadata"]["license_files"]).read_text()
+
+
+def test_every_package_that_is_imported_is_declared(setup: configparser.ConfigParser) -> None:
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "cifarkit").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    extras = setup["options.extras_require"]
+    lines = [setup["options"]["install_requires"], extras["safetensors"], extras["wandb"]]
+    declared = {re.split(r"[<>=!]", line)[0] for line in "\n".join(lines).split()}
+    used = {name.split(".")[0].replace("PIL", "pillow") for name in imported}
+    assert used - declared - sys.stdlib_module_names - {"cifarkit"} == set()
+
+
+def test_python_can_unpack_archives_safely(setup: configparser.ConfigParser) -> None:
+    allowed = SpecifierSet(setup["options"]["python_requires"])
+    assert [version for version in ("3.10.11", "3.11.0", "3.11.3") if version in allowed] == []
+    assert {"3.10.12", "3.11.4", "3.12.0", "3.13.1"} <= {*allowed.filter(["3.10.12", "3.11.4", "3.12.0", "3.13.1"])}
 
 
 def test_every_folder_of_code_is_a_package() -> None:

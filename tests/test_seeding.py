@@ -131,6 +131,18 @@ def test_seed_everything_names_a_seed_out_of_range(seed: int) -> None:
         seed_everything(seed)
 
 
+@pytest.mark.parametrize(("seed", "kind"), [("0", "str"), (1.5, "float"), (True, "bool"), (None, "NoneType")])
+def test_a_seed_that_is_no_integer_is_named(seed: Any, kind: str) -> None:
+    for use in (seed_everything, lambda value: Draws(value, 0, torch.arange(3))):
+        with pytest.raises(TypeError, match=f"seed={seed!r} is a {kind}; give an integer"):
+            use(seed)
+
+
+def test_a_seed_may_come_from_numpy() -> None:
+    assert type(seed_everything(np.int64(3))) is int  # type: ignore[arg-type]
+    assert torch.equal(Draws(np.int64(-3), 0, torch.arange(5)).uniform(), many(-3, samples=5).uniform())  # type: ignore[arg-type]
+
+
 def test_deterministic_asks_for_deterministic_kernels() -> None:
     try:
         seed_everything(0, deterministic=True)

@@ -119,7 +119,7 @@ class ImageDataset:
             sizes: the parts' numbers of images, or all of them fractions of the whole as floats in (0, 1].
             seed: any integer; the same seed and data give the same parts.
         Raises:
-            TypeError: if sizes mixes counts and fractions.
+            TypeError: if sizes mixes counts and fractions, or seed is no integer.
             ValueError: if a part would be empty or the parts exceed the dataset.
         """
         counts = _part_counts(sizes, len(self))
@@ -169,7 +169,8 @@ class ImageDataset:
 
 def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     """Return the names as a tuple, or raise."""
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+    ordered = isinstance(classes, Sequence | np.ndarray) and not isinstance(classes, str)  # a set has no order
+    if not ordered or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names such as ('cat', 'dog'), got {classes!r}")
     names = tuple(str(name) for name in classes)  # numpy.str_ becomes str, so that checkpoints hold plain types
     if not names or "" in names:
@@ -223,8 +224,9 @@ def _part_counts(sizes: tuple[float, ...], total: int) -> list[int]:
     """Turn the sizes of a split into numbers of images, or raise."""
     if not sizes:
         raise ValueError("sizes is empty; give the size of each part, for example split(45_000, 5_000)")
-    fractional = [isinstance(size, float) for size in sizes]
-    if any(fractional) != all(fractional) or not all(isinstance(size, int | float | np.integer) for size in sizes):
+    fractional = [isinstance(size, float | np.floating) for size in sizes]
+    counting = [isinstance(size, int | np.integer) and not isinstance(size, bool) for size in sizes]
+    if not (all(fractional) or all(counting)):
         raise TypeError(f"sizes={sizes} must be all counts (integers) or all fractions (floats)")
     if not min(sizes) > 0 or not sum(sizes) <= (1 + 1e-9 if fractional[0] else total):
         limit = "1" if fractional[0] else f"the {total} images of the dataset"

@@ -19,6 +19,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from cifarkit.checks import check_integer
+
 _CHUNK = 1 << 16
 _PROGRESS = 1 << 16  # bytes an attempt must add to count as progress, so that a line cut often still ends
 _MAX_PAUSE_SECONDS = 30.0
@@ -61,27 +63,13 @@ def download(
         ValueError: if urls, md5, sha256 or attempts is malformed.
         DownloadError: if every mirror failed.
     """
-    addresses = _check_urls(urls)
-    if attempts < 1:
-        raise ValueError(f"attempts={attempts} must be at least 1")
-    path = Path(path)
-    expected = Expected(md5, sha256, size)
-    job = _Job(path, path.with_name(path.name + ".part"), expected, progress, timeout_seconds)
+    addresses, attempts, path = _check_urls(urls), check_integer("attempts", attempts, 1), Path(path)
+    job = _Job(path, path.with_name(path.name + ".part"), Expected(md5, sha256, size), progress, timeout_seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
     with _locked(path.parent):
-        if path.exists() and expected.problem(path) is None:
-            return path
-        for url in addresses:
-            fault = _try_mirror(job, url, attempts, backoff_seconds)
-            if fault is None:
-                job.finish()
-                return path
-            failures.append(f"  {url}: {fault}")
-        kept = f"\n{job.part} keeps what arrived; the next call continues it." if job.part.exists() else ""
-    reasons = "\n".join(failures)
-    by_hand = f"Fetch it by hand and put it at {path}{expected}."
-    raise DownloadError(f"could not download {path.name}:\n{reasons}\n{by_hand}{kept}")
+        if not path.exists() or job.expected.problem(path) is not None:
+            _try_mirrors(job, addresses, attempts, backoff_seconds)
+    return path
 
 
 @dataclass(frozen=True)
@@ -125,6 +113,20 @@ class _MirrorError(Exception):
     def __init__(self, reason: str, *, again: bool) -> None:
         super().__init__(reason)
         self.again = again
+
+
+def _try_mirrors(job: _Job, addresses: Sequence[str], attempts: int, backoff_seconds: float) -> None:
+    lines = [f"could not download {job.path.name}:"]
+    for url in addresses:
+        fault = _try_mirror(job, url, attempts, backoff_seconds)
+        if fault is None:
+            job.finish()
+            return
+        lines.append(f"  {url}: {fault}")
+    lines.append(f"Fetch it by hand and put it at {job.path}{job.expected}.")
+    if job.part.exists():
+        lines.append(f"{job.part} keeps what arrived; the next call continues it.")
+    raise DownloadError("\n".join(lines))
 
 
 def _try_mirror(job: _Job, url: str, attempts: int, backoff_seconds: float) -> _MirrorError | None:

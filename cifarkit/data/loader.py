@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_device, check_integer, check_transform, has_parameter
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.seeding import Draws
 
@@ -24,8 +24,9 @@ class Loader:
     The order is a function of (seed, epoch), and what a transform draws for an image is one of (seed, epoch, index
     of the image). So the pixels of a sample do not depend on the batch size, on the shard, or on where a run was
     resumed. Images stay uint8 in memory until the transform; a thread prepares the next batch while the model works.
-    A transform that takes no ``draws`` runs when its batch is asked for: it may use the global random states, which
-    the model uses too, and two threads would share them in an order that cannot be repeated.
+    A transform that takes no ``draws``, or whose attribute ``keyed`` is false, runs when its batch is asked for: it may
+    use the global random states, which the model uses too, and two threads would share them in an order that cannot be
+    repeated. One that draws nothing may say so by ``keyed = True``.
 
     Args:
         dataset: the images.
@@ -40,8 +41,9 @@ class Loader:
             world_size ranks holds the samples of step s of one process with a batch world_size times as big; only a
             last step of fewer samples than ranks is joined to the one before.
     Raises:
-        ValueError: if batch_size, rank or world_size is out of range, or the dataset smaller than world_size.
-        TypeError: if dataset is no ImageDataset.
+        ValueError: if batch_size, rank or world_size is out of range, the dataset smaller than world_size, or the
+            device absent.
+        TypeError: if dataset is no ImageDataset, a number no integer, or transform no callable of images.
     """
 
     def __init__(
@@ -59,24 +61,26 @@ class Loader:
     ) -> None:
         if not isinstance(dataset, ImageDataset):
             raise TypeError(f"dataset must be an ImageDataset; got {type(dataset).__name__}; see cifarkit.data")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        batch_size, seed = check_integer("batch_size", batch_size, 1), check_integer("seed", seed)
+        rank, world_size = check_integer("rank", rank), check_integer("world_size", world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} must be at least 0 and below world_size={world_size}")
         if len(dataset) < world_size:
             raise ValueError(f"dataset has {len(dataset)} images, too few for world_size={world_size}")
-        self.dataset, self.batch_size, self.transform = dataset, batch_size, transform
-        self.shuffle, self.drop_last, self.seed, self.device = shuffle, drop_last, seed, torch.device(device)
+        self.dataset, self.batch_size = dataset, batch_size
+        self.transform = None if transform is None else check_transform("transform", transform)
+        self.shuffle, self.drop_last, self.seed, self.device = shuffle, drop_last, seed, check_device(device)
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._position = self._start = 0  # batches of the epoch that are used up; where the next iteration starts
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
-        self._takes_draws = transform is not None and _has_parameter(transform, "draws")
+        self._bounds = self._batch_bounds()  # once, because state_dict is called for every batch
+        self._takes_draws = transform is not None and has_parameter(transform, "draws")
         self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
-        self._prefetches = transform is None or self._takes_draws
+        self._prefetches = transform is None or bool(getattr(transform, "keyed", self._takes_draws))
 
     def __len__(self) -> int:
-        return len(self._bounds()) - 1
+        return len(self._bounds) - 1
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the epoch, from the beginning or from where ``load_state_dict`` put it.
@@ -100,7 +104,7 @@ class Loader:
         """Return the position: the epoch, and the samples of it that all ranks have used up."""
         names = ("seed", "shuffle", "drop_last")
         settings = {name: getattr(self, name) for name in names} | {"samples_in_dataset": len(self.dataset)}
-        return {"epoch": self.epoch, "samples": self._bounds()[self._position], **settings}
+        return {"epoch": self.epoch, "samples": self._bounds[self._position], **settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position, also with another batch size or number of ranks.
@@ -112,16 +116,15 @@ class Loader:
         for name in ("seed", "shuffle", "drop_last", "samples_in_dataset"):
             if state[name] != own[name]:
                 raise ValueError(f"the saved position has {name}={state[name]}, this loader {own[name]}")
-        bounds = self._bounds()
-        if state["samples"] not in bounds:
+        if state["samples"] not in self._bounds:
             raise ValueError(
                 f"the saved position, {state['samples']} samples into the epoch, falls inside a batch; "
                 f"batch_size * world_size = {self.batch_size * self.world_size} must divide it"
             )
         self.epoch = state["epoch"]
-        self._position = self._start = bounds.index(state["samples"])
+        self._position = self._start = self._bounds.index(state["samples"])
 
-    def _bounds(self) -> list[int]:
+    def _batch_bounds(self) -> list[int]:
         """Return where each batch of all ranks begins, and the end of the last: [0, ..., samples of the epoch]."""
         samples, step = len(self.dataset), self.batch_size * self.world_size
         bounds = list(range(0, samples + 1, step))
@@ -138,13 +141,14 @@ class Loader:
             order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(int(key)))
         else:
             order = torch.arange(len(self.dataset))
-        bounds = self._bounds()
-        return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(bounds)]
+        return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(self._bounds)]
 
     def _prefetched(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Prepare each batch in a thread while the one before is in use."""
-        # torch.set_num_threads(1) in the worker keeps its operators from competing with the model for every core.
-        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=_use_one_core) as worker:
+            worker.submit(torch.get_num_threads).result()  # the worker has set its number, and with it ...
+            torch.set_num_threads(threads)  # ... the default of threads that start later, which is put back here
             submitted = (worker.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
             following = next(submitted, None)
             while following is not None:
@@ -161,14 +165,13 @@ class Loader:
             if not self._takes_uint8:
                 images = images.float() / 255
             if self._takes_draws:
-                images = self.transform(images, Draws(self.seed, epoch, indices, device=self.device))
+                images = self.transform(images, draws=Draws(self.seed, epoch, indices, device=self.device))
             else:
                 images = self.transform(images)
         return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
 
 
-def _has_parameter(function: Callable[..., Any], name: str) -> bool:
-    try:
-        return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # built-ins have no signature
-        return False
+def _use_one_core() -> None:
+    """Keep the operators of this thread from competing with the model for every core."""
+    torch.get_num_threads()  # the first call in a thread takes over the default, so it must come before
+    torch.set_num_threads(1)

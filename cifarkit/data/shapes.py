@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_integer
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.seeding import Draws
 
@@ -36,10 +37,11 @@ def shapes(count: int, *, seed: int = 0, size: int = 32) -> ImageDataset:
     Returns:
         RGB images (count, 3, size, size) in ten classes.
     Raises:
+        TypeError: if an argument is no integer.
         ValueError: if count or size is too small.
     """
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
+    count, seed = check_integer("count", count, 1), check_integer("seed", seed)
+    size = check_integer("size", size)
     if size < 16:
         raise ValueError(f"size={size} must be at least 16 pixels; smaller shapes cannot be told apart")
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100
 from tqdm import tqdm
 
+from cifarkit.checks import check_size
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.data.download import Expected, download
 
@@ -145,15 +146,14 @@ def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None)
             share one size.
     Raises:
         FileNotFoundError: if root is no folder.
-        ValueError: if a class has no picture, or a picture is damaged, too large or of another size; the message
-            names it.
+        TypeError: if a side of size is no integer.
+        ValueError: if size is below 1, a class has no picture, or a picture is damaged, too large or of another size;
+            the message names it.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    shape = size if size is None or isinstance(size, tuple) else (size, size)
-    if shape is not None and not (len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)):
-        raise ValueError(f"size={size} must be a positive side or (H, W) in pixels")
+    shape = None if size is None else check_size("size", size)
     files = _pictures(root)
     paths = [(path, label) for label, name in enumerate(files) for path in files[name]]
     pixels: NDArray[np.uint8] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -13,6 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, ResNet34_Weights
+
+from cifarkit.checks import check_integer
 
 Stem = Literal["cifar", "imagenet"]
 Weights = str | Path | None
@@ -34,8 +37,9 @@ def resnet18(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = 
             for the 3x3 stem, see :func:`resample_stem`; a head of 1000 classes is left out (and logged) when
             num_classes is another number.
     Raises:
-        ValueError: if num_classes or stem is out of range, or the weights are of another network.
+        ValueError: if num_classes or stem is out of range, or the weights are damaged or of another network.
         TypeError: if an argument is of another type.
+        ImportError: if the weights are a .safetensors file and the extra is not installed.
         OSError: if the weights cannot be read or downloaded.
     Shapes:
         (B, 3, H, W) float -> (B, K) logits.
@@ -70,10 +74,7 @@ def resample_stem(kernel: Tensor) -> Tensor:
 
 def _build(constructor: Callable[..., ResNet], imagenet: Any, num_classes: int, stem: Stem, weights: Weights) -> ResNet:
     """Make the network, change its stem and fill in the weights."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"num_classes={num_classes!r} is a {type(num_classes).__name__}; give an integer")
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes} leaves nothing to predict; give 1 or more")
+    num_classes = check_integer("num_classes", num_classes, 1)
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem={stem!r} is unknown; give 'cifar' (3x3, no pool) or 'imagenet' (7x7, pool)")
     if weights is not None and not isinstance(weights, str | Path):
@@ -127,21 +128,29 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """Read a file of weights; return its name for messages and the tensors by key."""
     if not path.is_file():
         raise FileNotFoundError(f"weights='{path}' is no file; give None, 'DEFAULT' or the path of a state_dict")
+    packed = path.read_bytes()  # first, so that what fails later is the content and not the disk
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # an optional extra
-
-        return str(path), load_file(path)
+        return str(path), _read_safetensors(packed, path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged or foreign file makes the unpickler raise nearly anything
+        content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file makes PyTorch raise nearly anything, OSError included
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line.strip() for line in lines if "Unpickler error" in line), lines[0])
         raise ValueError(
             f"weights='{path}' is no file of tensors ({reason}); save model.state_dict() with torch.save, not the model"
         ) from error
     return str(path), _find_state_dict(content, path)
+
+
+def _read_safetensors(packed: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(f"weights='{path}': reading it needs: pip install cifarkit[safetensors]") from error
+    try:
+        return dict(safetensors.torch.load(packed))
+    except Exception as error:  # the library's own errors do not name the file
+        raise ValueError(f"weights='{path}' is damaged or no safetensors file ({error})") from error
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from cifarkit.checks import check_integer
+
 _STEM_WIDTH = 24  # twice the 3 * 2 * 2 numbers that the 2x2 stem reads
 
 
@@ -19,7 +21,8 @@ class SpeedNet(nn.Module):
         num_classes: number of logits K.
         widths: channels of the three groups; (32, 64, 64) makes a network for quick experiments.
     Raises:
-        ValueError: if num_classes is below 1, or widths are not three positive integers.
+        TypeError: if num_classes or a width is no integer.
+        ValueError: if one is below 1, or widths are not three.
     Shapes:
         (B, 3, H, W) -> (B, K) logits, H and W from 28 to 64 pixels.
     Source: the plain network of Jordan 2024, arXiv 2404.00498, section 3.
@@ -27,10 +30,10 @@ class SpeedNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256)) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes={num_classes!r} is no number of classes; give an integer of 1 or more")
-        if not isinstance(widths, Sequence) or len(widths) != 3 or min(widths) < 1:
+        num_classes = check_integer("num_classes", num_classes, 1)
+        if not isinstance(widths, Sequence) or len(widths) != 3:
             raise ValueError(f"widths={widths!r} must be three positive integers, such as (64, 256, 256)")
+        widths = [check_integer(f"widths[{index}]", width, 1) for index, width in enumerate(widths)]
         self.stem = nn.Sequential(nn.Conv2d(3, _STEM_WIDTH, kernel_size=2), nn.GELU())
         inputs = (_STEM_WIDTH, *widths[:-1])
         self.groups = nn.Sequential(*(_group(before, after) for before, after in zip(inputs, widths, strict=True)))

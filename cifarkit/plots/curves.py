@@ -57,7 +57,12 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: FilePath = None)
 
 
 def lr_sweep(
-    learning_rates: Numbers, losses: Numbers, suggestion: float | None = None, path: FilePath = None
+    learning_rates: Numbers,
+    losses: Numbers,
+    suggestion: float | None = None,
+    path: FilePath = None,
+    *,
+    smooth: Numbers | None = None,
 ) -> Figure:
     """Draw the loss against the learning rate: dots as measured, a line smoothed, the suggested rate marked.
 
@@ -67,11 +72,12 @@ def lr_sweep(
         learning_rates: (S,) positive, one for each step of the sweep.
         losses: (S,) loss at each step; those that are not finite are left out.
         suggestion: the rate to mark; None marks nothing.
+        smooth: (S,) the line; None averages over neighbours.
     Raises:
         ValueError: if the lengths differ, a rate is not positive, or fewer than two losses are finite.
     """
     rates, raw = _checked_sweep(learning_rates, losses, suggestion)
-    smooth = _smooth(raw)
+    smooth = _smooth(raw) if smooth is None else _checked_sweep(learning_rates, smooth, suggestion)[1]
     figure = new_figure(5.2, 3.4)
     axes = figure.subplots()
     axes.semilogx(rates, raw, "o", color=SKY, markersize=3.5, alpha=0.7, markeredgewidth=0)

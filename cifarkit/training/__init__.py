@@ -4,12 +4,13 @@ from cifarkit.training import schedules
 from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeightAveraging, refresh_batchnorm
 from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMonitor, TimeLimit
 from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
-from cifarkit.training.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger, run_folder
+from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.run import Run
 from cifarkit.training.task import Task, Update, freeze, unfreeze
 from cifarkit.training.tasks.classification import ClassificationTask
+from cifarkit.training.trackers import TensorBoardLogger, WandbLogger
 from cifarkit.training.trainer import Trainer
 
 __all__ = [

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cifarkit.checks import check_integer
+
 
 class AccumulationPlan:
     """A number of micro-batches an update, or {first epoch: number} with epochs from 0.
 
     Raises:
-        TypeError: if a number is no integer.
+        TypeError: if a number or an epoch is no integer.
         ValueError: if a number is below 1 or an epoch below 0.
     """
 
     def __init__(self, plan: int | Mapping[int, int]) -> None:
-        self.factors = dict(plan) if isinstance(plan, Mapping) else {0: plan}
-        for epoch, factor in self.factors.items():
-            if not isinstance(factor, int):
-                raise TypeError(f"accumulate_grad_batches={plan}: {factor!r} must be an integer")
-            if factor < 1:
-                raise ValueError(f"accumulate_grad_batches={plan}: {factor} must be at least 1 micro-batch an update")
-            if epoch < 0:
-                raise ValueError(
-                    f"accumulate_grad_batches={plan}: epoch {epoch} must be at least 0; epochs count from 0"
-                )
+        if not isinstance(plan, Mapping):
+            plan = {0: check_integer("accumulate_grad_batches", plan, 1)}
+        for epoch, factor in plan.items():
+            check_integer("first epoch in accumulate_grad_batches", epoch, 0)
+            check_integer(f"accumulate_grad_batches[{epoch}]", factor, 1)
+        self.factors = dict(plan)
 
     def factor(self, epoch: int) -> int:
         """Return the number of micro-batches an update in this epoch, 1 before the first one named."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cifarkit.checks import check_integer, check_number
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.loading import undisturbed
 from cifarkit.training.schedules import Schedule
@@ -37,9 +38,7 @@ class WeightAveraging(Callback):
     kind = "average"
 
     def __init__(self, network: str | None = None, batchnorm_samples: int = 2_000) -> None:
-        if batchnorm_samples < 0:
-            raise ValueError(f"batchnorm_samples={batchnorm_samples} must be at least 0")
-        self.network, self.batchnorm_samples = network, batchnorm_samples
+        self.network, self.batchnorm_samples = network, check_integer("batchnorm_samples", batchnorm_samples, 0)
         self.averaged: AveragedModel | None = None
 
     def average_function(self) -> Any:
@@ -58,6 +57,9 @@ class WeightAveraging(Callback):
             with self.swapped(run.task):
                 metrics = run.trainer.evaluate(run.task, run.val_loader)
             run.record({f"{name}_{self.kind}": value for name, value in metrics.items()})
+
+    def will_record(self, metric: str) -> bool:
+        return metric.startswith("val_") and metric.endswith(f"_{self.kind}")
 
     @property
     def updates(self) -> int:
@@ -126,7 +128,8 @@ class StochasticWeightAveraging(WeightAveraging):
         swa_lr: learning rate of the first parameter group while averaging, the others keep their ratio to it;
             None follows the schedule.
         start: progress in [0, 1) from which weights are averaged.
-        every_n_steps: average after so many updates instead of once an epoch.
+        every_n_steps: average after so many updates instead of once an epoch. An epoch that max_steps or a callback
+            ends in the middle does not count, as a resume may complete it.
     Source: Izmailov et al. 2018, "Averaging weights leads to wider optima and better generalization".
     """
 
@@ -142,20 +145,16 @@ class StochasticWeightAveraging(WeightAveraging):
         batchnorm_samples: int = 2_000,
     ) -> None:
         super().__init__(network, batchnorm_samples)
-        if not 0 <= start < 1:
-            raise ValueError(f"start={start} must be at least 0 and below 1: a fraction of the run, not an epoch")
-        if swa_lr is not None and swa_lr <= 0:
-            raise ValueError(f"swa_lr={swa_lr} must be positive, or None to follow the schedule")
-        self.swa_lr, self.start, self.every_n_steps = swa_lr, start, every_n_steps
+        self.swa_lr = None if swa_lr is None else check_number("swa_lr", swa_lr, 0, above=True)
+        self.start = check_number("start", start, 0, 1, below=True)
+        self.every_n_steps = None if every_n_steps is None else check_integer("every_n_steps", every_n_steps, 1)
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.progress >= self.start and run.step % self.every_n_steps == 0:
             self.update(run.task)
 
     def on_epoch_end(self, run: Run) -> None:
-        # An epoch that something stopped in the middle is completed by a resume, and then counts once.
-        cut_short = run.batches > 0 and run.stopped_because is not None
-        if not self.every_n_steps and run.progress >= self.start and not cut_short:
+        if not self.every_n_steps and run.progress >= self.start and not run.batches:
             self.update(run.task)
         super().on_epoch_end(run)
 
@@ -163,7 +162,7 @@ class StochasticWeightAveraging(WeightAveraging):
         if self.swa_lr is None:
             return schedule
         first_group = next(iter(run.task.optimizers.values())).param_groups[0]
-        factor = self.swa_lr / first_group["initial_lr"]
+        factor = self.swa_lr / first_group["base_rate"]
         return lambda progress: schedule(progress) if progress < self.start else factor
 
 
@@ -181,9 +180,7 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def __init__(self, decay: float = 0.999, *, network: str | None = None, batchnorm_samples: int = 2_000) -> None:
         super().__init__(network, batchnorm_samples)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay} must be at least 0 and below 1")
-        self.decay = decay
+        self.decay = check_number("decay", decay, 0, 1, below=True)
 
     def average_function(self) -> Any:
         return get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]

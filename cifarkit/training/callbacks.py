@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cifarkit.checks import check_integer, check_number
 from cifarkit.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class Callback:
     """Hooks that the Trainer calls, each with the run. Override what you need.
 
     Callbacks of lower ``order`` act first, equal ones in the order they were given: averaging (-10) adds its metrics
-    before others read them, checkpoints (10) save after the others have updated their state.
+    before others read them.
     """
 
     order = 0
@@ -37,12 +37,22 @@ class Callback:
     def on_interrupt(self, run: Run) -> None:
         """On SIGTERM or Ctrl-C, between two updates, just before the process leaves."""
 
+    def on_resume(self, run: Run) -> None:
+        """After ``load_state_dict``, before the first update; the run may be over already."""
+
+    def on_save(self, run: Run) -> None:
+        """After every callback's ``on_epoch_end``, so that what is saved is the state of all of them."""
+
     def on_fit_end(self, run: Run) -> None:
         """After the last epoch of a run that was not interrupted."""
 
     def bend_schedule(self, schedule: Schedule, run: Run) -> Schedule:
         """Return the schedule to follow; the same one unless the callback documents otherwise."""
         return schedule
+
+    def will_record(self, metric: str) -> bool:
+        """Tell whether this callback records a metric of that name in some later epoch."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in tensors and plain types."""
@@ -63,15 +73,17 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def monitored_value(metrics: Mapping[str, float], monitor: str) -> float:
-    """Look up a metric.
+def monitored_value(run: Run, monitor: str) -> float | None:
+    """Look up a metric of the epoch; None if a callback will record it only later, as SWA does.
 
     Raises:
         ValueError: if there is none of that name; the message lists those there are.
     """
-    if monitor not in metrics:
-        raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {', '.join(sorted(metrics))}")
-    return metrics[monitor]
+    if monitor in run.metrics:
+        return run.metrics[monitor]
+    if any(callback.will_record(monitor) for callback in run.callbacks):
+        return None
+    raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {', '.join(sorted(run.metrics))}")
 
 
 class EarlyStopping(Callback):
@@ -87,28 +99,32 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, monitor: str, mode: str = "min", patience: int = 5, min_delta: float = 0.0) -> None:
-        if patience < 0:
-            raise ValueError(f"patience={patience} must be at least 0 epochs")
-        self.monitor, self.mode, self.patience, self.min_delta = monitor, check_mode(mode), patience, abs(min_delta)
+        self.monitor, self.mode, self.patience = monitor, check_mode(mode), check_integer("patience", patience, 0)
+        self.min_delta = abs(check_number("min_delta", min_delta))
         self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, -1
 
     def on_fit_start(self, run: Run) -> None:
         self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, run.epoch - 1
 
     def on_epoch_end(self, run: Run) -> None:
-        value, epoch = monitored_value(run.metrics, self.monitor), run.epoch - 1
-        if run.batches:
+        value, epoch = monitored_value(run, self.monitor), run.epoch - 1
+        if value is None or run.batches:
             return  # an epoch that ended in the middle: the run is over, and a resume completes it before it is judged
         gain = self.best - value if self.mode == "min" else value - self.best
         if math.isnan(value):
             run.stop(f"{self.monitor} is NaN in epoch {epoch}")
         elif gain > self.min_delta:
             self.best, self.best_epoch = value, epoch
-        elif epoch - self.best_epoch >= max(self.patience, 1):
-            run.stop(
-                f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) "
-                f"for {epoch - self.best_epoch} epochs"
-            )
+        else:
+            self._stop_if_stale(run)
+
+    def on_resume(self, run: Run) -> None:
+        self._stop_if_stale(run)  # the run had ended for this reason, unless patience has been raised since
+
+    def _stop_if_stale(self, run: Run) -> None:
+        stale = run.epoch - 1 - self.best_epoch
+        if self.best_epoch >= 0 and stale >= max(self.patience, 1):
+            run.stop(f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) for {stale} epochs")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}
@@ -125,9 +141,8 @@ class TimeLimit(Callback):
     """
 
     def __init__(self, seconds: float) -> None:
-        if seconds <= 0:
-            raise ValueError(f"seconds={seconds} must be positive")
-        self.seconds, self._spent, self._started = float(seconds), 0.0, time.monotonic()
+        self.seconds = check_number("seconds", seconds, 0, above=True)
+        self._spent, self._started = 0.0, time.monotonic()
 
     def on_fit_start(self, run: Run) -> None:
         self._spent, self._started = 0.0, time.monotonic()
@@ -135,6 +150,9 @@ class TimeLimit(Callback):
     def on_step_end(self, run: Run) -> None:
         if self.spent() >= self.seconds:
             run.stop(f"the time limit of {self.seconds:g} seconds is used up")
+
+    def on_resume(self, run: Run) -> None:
+        self.on_step_end(run)
 
     def spent(self) -> float:
         """Return the seconds trained so far."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifarkit.files import write_atomically
+from cifarkit.checks import check_integer
+from cifarkit.files import remove_abandoned, write_atomically
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
 
 if TYPE_CHECKING:
@@ -117,8 +119,6 @@ class ModelCheckpoint(Callback):
         OSError: while saving; a failed save ends the run rather than being passed over.
     """
 
-    order = 10
-
     def __init__(
         self,
         folder: str | Path,
@@ -127,13 +127,12 @@ class ModelCheckpoint(Callback):
         save_top_k: int = 1,
         every_n_steps: int | None = None,
     ) -> None:
-        if save_top_k < 1:
-            raise ValueError(f"save_top_k={save_top_k} must be at least 1; leave monitor=None to keep only last.pt")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1, or None")
         self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode)
-        self.save_top_k, self.every_n_steps = save_top_k, every_n_steps
+        self.save_top_k = check_integer("save_top_k", save_top_k, 1)
+        self.every_n_steps = None if every_n_steps is None else check_integer("every_n_steps", every_n_steps, 1)
         self.best: list[tuple[float, str]] = []  # (metric, file name), the best first
+        self._chosen: str | None = None  # the file of this epoch, when it is among the best
+        self._dropped: list[str] = []
 
     @property
     def last_path(self) -> Path:
@@ -146,16 +145,30 @@ class ModelCheckpoint(Callback):
     def on_fit_start(self, run: Run) -> None:
         self.best = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        for abandoned in self.folder.glob(".*.pt.*.tmp"):  # a process was killed while it wrote
-            abandoned.unlink(missing_ok=True)
+        remove_abandoned(self.folder)
+        if self.last_path.exists() and not run.resumed:
+            warnings.warn(
+                f"{self.folder} holds the checkpoints of another run, which this one will replace; give each run a "
+                "folder of its own, as run_folder makes them, or continue with fit(resume='auto')",
+                stacklevel=2,
+            )
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.step % self.every_n_steps == 0:
             self.save_last(run)
 
     def on_epoch_end(self, run: Run) -> None:
-        if self.monitor is not None:
-            self._keep_if_good(run, monitored_value(run.metrics, self.monitor))
+        self._chosen = None
+        if self.monitor is not None and (value := monitored_value(run, self.monitor)) is not None:
+            self._choose(value, run.history[-1]["epoch"])
+
+    def on_save(self, run: Run) -> None:
+        if self._chosen is not None:
+            write_checkpoint(run.state_dict(), self.folder / self._chosen)
+            if self._chosen != "best.pt" and self.best[0][1] == self._chosen:
+                write_atomically((self.folder / self._chosen).read_bytes(), self.best_path)
+            for name in self._dropped:
+                (self.folder / name).unlink(missing_ok=True)
         self.save_last(run)
 
     def on_interrupt(self, run: Run) -> None:
@@ -166,20 +179,15 @@ class ModelCheckpoint(Callback):
         write_checkpoint(run.state_dict(), self.last_path)
         run.last_checkpoint = str(self.last_path)
 
-    def _keep_if_good(self, run: Run, value: float) -> None:
+    def _choose(self, value: float, epoch: int) -> None:
+        """Enter the epoch into the list of the best if it belongs there."""
         sign = 1 if self.mode == "min" else -1
         if math.isnan(value) or (len(self.best) == self.save_top_k and not sign * value < sign * self.best[-1][0]):
             return
-        epoch = run.history[-1]["epoch"]
-        name = f"epoch={epoch:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
-        dropped = self.best[self.save_top_k - 1 :]
-        self.best = sorted([*self.best[: self.save_top_k - 1], (value, name)], key=lambda item: sign * item[0])
-        write_checkpoint(run.state_dict(), self.folder / name)  # its state lists the file itself
-        if name != "best.pt":
-            if self.best[0][1] == name:
-                write_atomically((self.folder / name).read_bytes(), self.best_path)
-            for _, old in dropped:
-                (self.folder / old).unlink(missing_ok=True)
+        self._chosen = f"epoch={epoch:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
+        kept, dropped = self.best[: self.save_top_k - 1], self.best[self.save_top_k - 1 :]
+        self.best = sorted([*kept, (value, self._chosen)], key=lambda item: sign * item[0])
+        self._dropped = [name for _, name in dropped if name != self._chosen]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -197,6 +205,8 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
     """
     if resume is None:
         return None
+    if not isinstance(resume, (str, Path)):
+        raise TypeError(f"resume={resume!r} must be a checkpoint file, its folder, or 'auto'")
     if resume == "auto":
         paths = [callback.last_path for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         if not paths:

@@ -15,11 +15,14 @@ class Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
 class InterruptGuard:
     """While it is open, the first SIGTERM or Ctrl-C only sets ``signal_number``; a second one acts at once.
 
+    A signal that nobody has checked for when the guard closes is raised again, so that none is lost.
+
     Outside the main thread Python cannot catch signals, and the guard does nothing.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._heeded = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
@@ -30,10 +33,13 @@ class InterruptGuard:
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
+        if self.signal_number is not None and not self._heeded:
+            signal.raise_signal(self.signal_number)
 
     def check(self) -> None:
         """Raise if a signal has come."""
         if self.signal_number is not None:
+            self._heeded = True
             raise Interrupted
 
     @property

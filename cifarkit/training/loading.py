@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from cifarkit.seeding import RngState
 
@@ -30,7 +33,7 @@ def undisturbed(loader: Any) -> Iterator[Any]:
     which it was not if the loader was in the middle of an iteration or looked at before. Another loader's state is
     put back when the block ends.
     """
-    rng = RngState.capture()
+    rng, generators = RngState.capture(), generator_states(loader)
     bystander = loader.copy() if hasattr(loader, "copy") else loader
     state = loader.state_dict() if bystander is loader and hasattr(loader, "state_dict") else None
     try:
@@ -38,7 +41,24 @@ def undisturbed(loader: Any) -> Iterator[Any]:
     finally:
         if state is not None:
             loader.load_state_dict(state)
+        set_generator_states(loader, generators)
         rng.restore()
+
+
+def generator_states(loader: Any) -> list[Tensor]:
+    """Return the states of the generators that a DataLoader and its sampler were given."""
+    return [generator.get_state() for generator in _generators(loader)]
+
+
+def set_generator_states(loader: Any, states: Sequence[Tensor]) -> None:
+    """Put back what :func:`generator_states` returned."""
+    for generator, state in zip(_generators(loader), states, strict=True):
+        generator.set_state(state)
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    candidates = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
+    return [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
 
 
 def replayed(loader: Iterable[Any], batches: int, rng_at_start: RngState) -> Iterator[Any]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cifarkit.checks import check_integer
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.loading import undisturbed
 from cifarkit.training.meters import NonFiniteLossError
-from cifarkit.training.task import Task
+from cifarkit.training.task import Task, check_task, metric_name
 from cifarkit.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class LearningRateSweep:
         """Draw the sweep with the suggestion marked, and save it as PNG if path is given."""
         from cifarkit.plots import lr_sweep
 
-        return lr_sweep(self.learning_rates, self.losses, self.suggestion, path)
+        return lr_sweep(self.learning_rates, self.losses, self.suggestion, path, smooth=smoothed(self.losses))
 
 
 def lr_find(
@@ -80,15 +81,14 @@ def lr_find(
     """
     if not 0 < min_lr < max_lr:
         raise ValueError(f"min_lr={min_lr} and max_lr={max_lr} must satisfy 0 < min_lr < max_lr")
-    if steps < 10:
-        raise ValueError(f"steps={steps} must be at least 10")
-    if len(task.optimizers) != 1:
+    steps = check_integer("steps", steps, 10)
+    if len(check_task(task).optimizers) != 1:
         raise ValueError(f"lr_find sweeps one optimizer; this task has {sorted(task.optimizers)}")
     (optimizer,) = task.optimizers.values()
     base = float(optimizer.param_groups[0]["lr"])
     if base <= 0:
         raise ValueError(f"the first parameter group has lr={base}; give a positive one, the ratios refer to it")
-    recorder = _Recorder()
+    recorder = _Recorder(*task.optimizers)
     sweeper = copy.copy(trainer) if trainer is not None else Trainer(max_steps=steps)
     sweeper.max_epochs, sweeper.max_steps = None, steps
     sweeper.callbacks, sweeper.loggers, sweeper.progress = [recorder], [], False
@@ -109,8 +109,9 @@ def geometric_ladder(low: float, high: float, steps: int) -> list[float]:
 def suggest(learning_rates: list[float], losses: list[float]) -> tuple[float | None, str]:
     """Find the middle of the steepest descent of the smoothed loss in log learning rate.
 
-    The steepest point is widened to the stretch around it that falls at least half as fast, and the geometric middle
-    of that stretch is the suggestion.
+    The steepest point is widened to the stretch around it that falls at least three quarters as fast, and the
+    geometric middle of that stretch is the suggestion. At half as fast the slow beginning of a descent would be taken
+    in, and the suggestion be too low.
 
     Returns:
         the rate, or None when the loss does not fall clearly; and a sentence.
@@ -126,9 +127,9 @@ def suggest(learning_rates: list[float], losses: list[float]) -> tuple[float | N
     slope = np.gradient(smooth, logs)[: lowest + 1]
     steepest = int(np.argmin(slope))
     left = right = steepest
-    while left > 0 and slope[left - 1] <= slope[steepest] / 2:
+    while left > 0 and slope[left - 1] <= 0.75 * slope[steepest]:
         left -= 1
-    while right < lowest and slope[right + 1] <= slope[steepest] / 2:
+    while right < lowest and slope[right + 1] <= 0.75 * slope[steepest]:
         right += 1
     rate = float(10 ** ((logs[left] + logs[right]) / 2))
     return rate, f"suggested learning rate {rate:.3g}, the middle of the steepest descent"
@@ -160,13 +161,14 @@ def _smoothed_noise(losses: list[float]) -> float:
 class _Recorder(Callback):
     """Record rate and loss of each update, and stop when the loss has risen far above its range so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str) -> None:
+        self.loss_name = metric_name(optimizer, "loss", prefix="train_")
         self.learning_rates: list[float] = []
         self.losses: list[float] = []
 
     def on_step_end(self, run: Run) -> None:
         self.learning_rates.append(run.metrics["lr"])
-        self.losses.append(run.metrics["train_loss"])
+        self.losses.append(run.metrics[self.loss_name])
         recent = float(np.mean(self.losses[-3:]))
         best, first = min(self.losses), float(np.mean(self.losses[:3]))
         if len(self.losses) > 10 and recent > first + 2 * (first - best) + 0.1 * abs(first):
@@ -179,14 +181,17 @@ def untouched(task: Task) -> Iterator[None]:
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
     modes = [(module, module.training) for module in task.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in task.parameters()]
+    storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in task.modules()]
     try:
         yield
     finally:
+        for parameter, storage, gradient in storages:  # a fit may have moved them to a device, or changed their strides
+            parameter.data, parameter.grad = storage, gradient
+        for module, own in buffers:
+            module._buffers.update(own)
         task.load_state_dict(weights)
         for name, optimizer in task.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
         for module, training in modes:
             module.training = training
-        for parameter, gradient in gradients:
-            parameter.grad = gradient

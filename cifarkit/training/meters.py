@@ -35,6 +35,9 @@ class Meters:
 
     def add(self, name: str, mean: Tensor, samples: int, step: int) -> None:
         """Remember a mean over ``samples`` samples, made in update number ``step``."""
+        if not isinstance(mean, Tensor) or mean.dim():
+            what = f"of shape {tuple(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+            raise TypeError(f"{name!r} must be a scalar tensor, the mean over the batch; got {what}")
         self._pending.append((name, mean.detach(), samples, step))
 
     def forget(self, step: int) -> None:

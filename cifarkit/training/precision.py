@@ -54,16 +54,16 @@ def choose_device(device: str | torch.device) -> torch.device:
     """Return the device; "auto" is CUDA if there is one, else the CPU.
 
     Raises:
-        ValueError: if PyTorch knows no such device, or CUDA is asked for and absent.
+        ValueError: if PyTorch knows no such device or finds none here.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is unknown; use 'auto', 'cpu' or 'cuda'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={str(device)!r}: PyTorch finds no CUDA device here; use 'auto' or 'cpu'")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used here; 'auto' and 'cpu' can ({reason})") from error
     return chosen
 
 

@@ -6,14 +6,18 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cifarkit.training.callbacks import Callback
 from cifarkit.training.loggers import Logger
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
 
 
-class ProgressBar(Logger):
-    """One tqdm bar a fit on a terminal; when stdout is no terminal, one line an epoch."""
+class ProgressBar(Callback, Logger):
+    """One tqdm bar a fit on a terminal; when stdout is no terminal, one line an epoch.
+
+    The bar moves with every update; losses and accuracies follow at log steps, when they are read anyway.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -24,13 +28,16 @@ class ProgressBar(Logger):
 
             self._bar = tqdm(total=run.total_steps, initial=run.step, unit="step", dynamic_ncols=True, file=sys.stdout)
 
+    def on_step_end(self, run: Run) -> None:
+        if self._bar is not None:
+            self._bar.update(run.step - self._bar.n)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if self._bar is not None:
             self._bar.set_postfix_str(summary(metrics), refresh=False)
-            self._bar.update(step - self._bar.n)
 
     def log_epoch(self, run: Run) -> None:
-        line = f"epoch {run.history[-1]['epoch'] + 1}: {summary(run.history[-1])}"
+        line = f"epoch {run.history[-1]['epoch']}: {summary(run.history[-1])}"
         if self._bar is not None:
             self._bar.write(line, file=sys.stdout)
         else:

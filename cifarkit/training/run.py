@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.config import describe
-from cifarkit.training.loading import replayed, require_batches, undisturbed
+from cifarkit.training.compatibility import require_own_parameters, require_same_task
+from cifarkit.training.config import describe, warn_of_differences
+from cifarkit.training.loading import (
+    generator_states,
+    replayed,
+    require_batches,
+    set_generator_states,
+    undisturbed,
+)
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.task import Batch, Task, Update, metric_name
 
@@ -58,7 +67,7 @@ class Run:
         self.loggers = list(loggers)
         self.scalers = {name: trainer.precision.scaler() for name in task.optimizers}
         self.parameters = list(task.parameters())
-        _require_own_parameters(task)
+        require_own_parameters(task)
         self.schedule = trainer.schedule
         self.step = self.epoch = self.images = 0
         self.batches = 0  # micro-batches of the running epoch that are used up
@@ -66,7 +75,7 @@ class Run:
         self.total_steps = trainer.accumulation.total_updates(
             self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
         )
-        self.meters, self.at_log_step = Meters(), False
+        self.meters, self.at_log_step, self.stepped = Meters(), False, False
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.stopped_because: str | None = None
@@ -76,6 +85,7 @@ class Run:
         self._log_later: dict[str, float] = {}
         self._loader_state: dict[str, Any] | None = None
         self._rng_at_epoch_start: RngState | None = None
+        self._generators = generator_states(train_loader)  # before the running epoch drew its order
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._epoch_clock = self._interval_clock = (self._started, 0)
 
@@ -132,10 +142,16 @@ class Run:
         window: list[Batch] = []
         for batch in islice(batches, count):
             self.batches += 1
-            self.images += len(batch[0])
             self.mark_position()  # before another is asked for, as a loader that is used up moves on to its next epoch
             window.append(self.trainer.to_device(batch))
+            self.images += len(window[-1][0])
         return window
+
+    def require_finite(self, metrics: Mapping[str, float]) -> None:
+        """Raise NonFiniteLossError for a loss among the metrics that is infinite or NaN."""
+        for name, value in metrics.items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise NonFiniteLossError(f"{name} is {value} after step {self.step - 1}", max(self.step - 1, 0))
 
     def log(self) -> None:
         """Read the metrics since the last log step off the device and send them to the loggers.
@@ -161,13 +177,14 @@ class Run:
         self.history.append(row)
         self.metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         self.notify("on_epoch_end")
+        self.notify("on_save")
         for logger in self.loggers:
             logger.log_epoch(self)
 
     def explain(self, error: NonFiniteLossError) -> str:
         """Say where the loss broke down, at what learning rate, and what is left."""
         group = next(iter(self.task.optimizers.values())).param_groups[0]
-        rate = group["initial_lr"] * self.schedule(error.step / max(self.total_steps, 1))
+        rate = group["base_rate"] * self.schedule(error.step / max(self.total_steps, 1))
         return (
             f"{error} (learning rate {rate:.3g}); last good checkpoint: {self.last_checkpoint or 'none'}. "
             "A lower learning rate, a warm-up or gradient_clip_val may help, or NaN may be in the images"
@@ -190,6 +207,10 @@ class Run:
     def open_loader(self) -> Iterator[Any]:
         """Start the epoch's batches, or what is left of them."""
         self._epoch_clock = self._interval_clock = (time.perf_counter(), self.images)
+        self._generators = generator_states(self.train_loader)
+        set_epoch = getattr(getattr(self.train_loader, "sampler", None), "set_epoch", None)
+        if set_epoch is not None:  # a DistributedSampler repeats its order otherwise
+            set_epoch(self.epoch)
         if self.batches == 0 or self._rng_at_epoch_start is None or hasattr(self.train_loader, "load_state_dict"):
             self._rng_at_epoch_start = RngState.capture()
             return iter(self.train_loader)
@@ -211,30 +232,40 @@ class Run:
         """Return everything a resumed run needs, in tensors and plain types.
 
         Raises:
-            NonFiniteLossError: if a loss since the last log step was not finite, so that no bad state is saved.
+            NonFiniteLossError: if a loss since the last log step or a weight is not finite: no bad state is saved.
         """
+        self.meters.flush()
+        self._require_finite_weights()
         names = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
         counters = {name: getattr(self, name) for name in names}
         return {
             "format_version": FORMAT_VERSION,
-            "run": counters | {"meters": self.meters.state_dict(), "total_steps": self.total_steps},
+            "run": counters | {"meters": self.meters.state_dict()},
             "task": self.task.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
             "callbacks": [{"name": type(item).__name__, "state": item.state_dict()} for item in self.callbacks],
             "loader": self._loader_state,
             "rng": RngState.capture().state_dict(),
+            "generators": self._generators if self.batches else generator_states(self.train_loader),
             "rng_at_epoch_start": self._rng_at_epoch_start.state_dict() if self._rng_at_epoch_start else None,
             "config": self.config,
         }
 
+    def _require_finite_weights(self) -> None:
+        floating = [tensor for tensor in self.task.state_dict().values() if tensor.is_floating_point()]
+        if floating and not torch.stack([tensor.isfinite().all() for tensor in floating]).all():
+            raise NonFiniteLossError(f"a weight is not finite after step {self.step - 1}", max(self.step - 1, 0))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up everything but the random states and the callbacks, which come last.
+
+        Learning rates and other settings of the optimizers come from the state, too.
 
         Raises:
             ValueError: if the state belongs to another task.
         """
-        _require_same_task(self.task, state)
+        require_same_task(self.task, state)
         self.task.load_state_dict(state["task"])
         for name, optimizer in self.task.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
@@ -243,7 +274,6 @@ class Run:
                 scaler.load_state_dict(state["scalers"][name])
         counters = dict(state["run"])
         self.meters.load_state_dict(counters.pop("meters"))
-        counters.pop("total_steps")
         self._seconds_before, self._started = counters.pop("seconds"), time.perf_counter()
         for name, value in counters.items():
             setattr(self, name, value)
@@ -251,6 +281,9 @@ class Run:
         self._loader_state = state["loader"]
         if self._loader_state is not None and hasattr(self.train_loader, "load_state_dict"):
             self.train_loader.load_state_dict(self._loader_state)
+            self.batches = getattr(self.train_loader, "position", self.batches)  # in batches of the present size
+        set_generator_states(self.train_loader, state["generators"])
+        warn_of_differences(state["config"]["environment"])
         if state["rng_at_epoch_start"] is not None:
             self._rng_at_epoch_start = RngState.from_state_dict(state["rng_at_epoch_start"])
         self.resumed = True
@@ -263,37 +296,8 @@ class Run:
             if match is not None:
                 unused.remove(match)
                 callback.load_state_dict(match["state"])
+        self.notify("on_resume")
 
 
 def _overrides(callback: Callback, hook: str) -> bool:
     return getattr(type(callback), hook) is not getattr(Callback, hook)
-
-
-def _require_own_parameters(task: Task) -> None:
-    own = {id(parameter) for parameter in task.parameters()}
-    for name, optimizer in task.optimizers.items():
-        strangers = [item for group in optimizer.param_groups for item in group["params"] if id(item) not in own]
-        if strangers:
-            raise ValueError(
-                f"optimizer {name!r} holds {len(strangers)} parameters that are not the task's, the first of shape "
-                f"{tuple(strangers[0].shape)}; build the optimizer from the network that the task trains"
-            )
-
-
-def _require_same_task(task: Task, state: dict[str, Any]) -> None:
-    if "format_version" not in state:
-        raise ValueError("the checkpoint is of no run and cannot be resumed; if it holds weights, use load_weights")
-    saved, own = state["task"], task.state_dict()
-    advice = "build the task that wrote the checkpoint, or load single networks with load_weights"
-    for key in [*own, *saved]:
-        if key not in saved or key not in own:
-            where = "only in this task" if key in own else "only in the checkpoint"
-            raise ValueError(f"the checkpoint belongs to another model: {key!r} is {where}; {advice}")
-        if own[key].shape != saved[key].shape:
-            raise ValueError(
-                f"the checkpoint belongs to another model: {key!r} has shape {tuple(saved[key].shape)} there "
-                f"and {tuple(own[key].shape)} in this task; {advice}"
-            )
-    missing = task.optimizers.keys() - state["optimizers"].keys()
-    if missing:
-        raise ValueError(f"the checkpoint has no optimizer {sorted(missing)}; it has {sorted(state['optimizers'])}")

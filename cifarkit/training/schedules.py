@@ -80,6 +80,8 @@ def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
     Raises:
         ValueError: if a milestone is not strictly between 0 and 1.
     """
+    if isinstance(milestones, (int, float)):
+        raise TypeError(f"milestones={milestones} must be a sequence, such as ({milestones},)")
     for milestone in milestones:
         if not 0 < milestone < 1:
             raise ValueError(
@@ -91,22 +93,34 @@ def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
 
 @contextmanager
 def scheduled_rates(optimizers: Mapping[str, Optimizer]) -> Iterator[None]:
-    """Remember each group's rate as ``initial_lr`` while a schedule bends it, and put it back afterwards."""
+    """Remember each group's own rate as ``base_rate`` while a schedule bends it, and put it back afterwards."""
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+            group["base_rate"] = group["lr"]
     try:
         yield
     finally:
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:  # not the groups of before: loading a checkpoint replaces them
-                group["lr"] = group.pop("initial_lr")
+                group["lr"] = group.pop("base_rate")
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Set every group to its initial rate times a schedule's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = group["base_rate"] * factor
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """Return the schedule if it maps progress to a number.
+
+    Raises:
+        TypeError: if it does not; schedules.cosine without brackets is the likely reason.
+    """
+    factor = schedule(0.0) if callable(schedule) else None
+    if not isinstance(factor, (int, float)):
+        raise TypeError(f"schedule={schedule!r} must map progress to a number, as schedules.cosine() does")
+    return schedule
 
 
 def _cosine_between(first: float, last: float, fraction: float) -> float:

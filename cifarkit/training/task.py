@@ -60,6 +60,33 @@ class Task(nn.Module):
         return self
 
 
+def check_task(task: Task) -> Task:
+    """Return the task if it is one and has its optimizers.
+
+    Raises:
+        TypeError: if it is something else, a network for example.
+    """
+    if not isinstance(task, Task):
+        advice = "wrap a network, as in ClassificationTask(model, optimizer)"
+        raise TypeError(f"task must be a Task; got {type(task).__name__}: {advice}")
+    optimizers = getattr(task, "optimizers", None)
+    if not isinstance(optimizers, dict) or not all(isinstance(item, Optimizer) for item in optimizers.values()):
+        raise TypeError(f"{type(task).__name__}.optimizers must be a dict of name to Optimizer; got {optimizers!r}")
+    if not optimizers:
+        raise TypeError(f"{type(task).__name__}.optimizers is empty: nothing would be trained")
+    return task
+
+
+def check_update(update: Update, task: Task) -> None:
+    """Raise TypeError or ValueError unless a task has yielded what the loop can use."""
+    if not isinstance(update, Update):
+        raise TypeError(f"{type(task).__name__}.updates must yield Update objects; got {type(update).__name__}")
+    if update.optimizer not in task.optimizers:
+        raise ValueError(f"Update names the optimizer {update.optimizer!r}; the task has {sorted(task.optimizers)}")
+    if update.loss.dim():
+        raise ValueError(f"a loss must be a scalar, the mean over the batch; got shape {tuple(update.loss.shape)}")
+
+
 def train_unfrozen(module: nn.Module) -> None:
     """Switch a module to training mode and its frozen parts to evaluation mode."""
     module.train()

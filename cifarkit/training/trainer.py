@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
+from cifarkit.checks import check_integer, check_items, check_number, name_kinds
 from cifarkit.inference import evaluation_mode
 from cifarkit.seeding import RngState
 from cifarkit.training.accumulation import AccumulationPlan
@@ -24,8 +25,8 @@ from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.precision import SMALLEST_SCALE, Precision, choose_device, step_scaled
 from cifarkit.training.progress import ProgressBar
 from cifarkit.training.run import Run
-from cifarkit.training.schedules import Schedule, constant, scheduled_rates, set_rates
-from cifarkit.training.task import Batch, Task, metric_name
+from cifarkit.training.schedules import Schedule, check_schedule, constant, scheduled_rates, set_rates
+from cifarkit.training.task import Batch, Task, Update, check_task, check_update, metric_name
 
 
 class Trainer:
@@ -68,28 +69,21 @@ class Trainer:
     ) -> None:
         if max_epochs is None and max_steps is None:
             raise ValueError("max_epochs and max_steps are both None: give at least one, so that training ends")
-        for name, value, least in (
-            ("max_epochs", max_epochs, 0),
-            ("max_steps", max_steps, 0),
-            ("log_every_n_steps", log_every_n_steps, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
         if gradient_clip_algorithm not in ("norm", "value"):
             raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm!r} is unknown; use 'norm' or 'value'")
-        if gradient_clip_val is not None and not gradient_clip_val > 0:
-            raise ValueError(f"gradient_clip_val={gradient_clip_val} must be positive, or None for no clipping")
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be Callback objects; got {type(callback).__name__}")
-        self.max_epochs, self.max_steps = max_epochs, max_steps
+        self.max_epochs = None if max_epochs is None else check_integer("max_epochs", max_epochs, 0)
+        self.max_steps = None if max_steps is None else check_integer("max_steps", max_steps, 0)
         self.device = choose_device(device)
         self.precision = Precision(precision, self.device)
         self.accumulation = AccumulationPlan(accumulate_grad_batches)
-        self.clip_bound, self.clip_algorithm = gradient_clip_val, gradient_clip_algorithm
-        self.schedule = schedule or constant()
-        self.callbacks, self.loggers = list(callbacks), list(loggers)
-        self.compile, self.progress, self.log_every_n_steps = compile, progress, log_every_n_steps
+        self.clip_algorithm = gradient_clip_algorithm
+        clips = gradient_clip_val is not None
+        self.clip_bound = check_number("gradient_clip_val", gradient_clip_val, 0, above=True) if clips else None
+        self.schedule = check_schedule(schedule or constant())
+        self.callbacks = check_items("callbacks", callbacks, Callback)
+        self.loggers = check_items("loggers", loggers, Logger)
+        self.compile, self.progress = compile, progress
+        self.log_every_n_steps = check_integer("log_every_n_steps", log_every_n_steps, 1)
 
     # One update: the core of the library.
 
@@ -99,23 +93,27 @@ class Trainer:
         Returns False if fp16 overflowed and no optimizer stepped.
         """
         counts = [len(batch[0]) for batch in micro_batches]
-        total, stepped = sum(counts), False
-        stages = [run.task.updates(batch) for batch in micro_batches]
+        run.stepped, total = False, sum(counts)
+        stages = [iter(run.task.updates(batch)) for batch in micro_batches]
         while True:
-            names = set()
-            for stage, count in zip(stages, counts, strict=True):
-                with self.precision.autocast():  # forward and loss only; the region ends before backward
-                    update = next(stage, None)
-                names.add(update and update.optimizer)
-                if update is not None:
-                    loss = update.loss if count == total else update.loss * (count / total)
-                    run.scalers[update.optimizer].scale(loss).backward()  # type: ignore[no-untyped-call]
-                    run.add_metrics(update, count)
-            if len(names) > 1:
+            names = [self._accumulate(run, stage, count, total) for stage, count in zip(stages, counts, strict=True)]
+            if len(set(names)) > 1:
                 raise RuntimeError(f"the micro-batches of one window disagree on the next optimizer: {names}")
-            if update is None:
-                return stepped
-            stepped = self.apply(run, update.optimizer) or stepped
+            if names[0] is None:
+                return run.stepped
+            run.stepped = self.apply(run, names[0]) or run.stepped
+
+    def _accumulate(self, run: Run, stage: Iterator[Update], count: int, total: int) -> str | None:
+        """Add the gradient of a micro-batch's next loss; return the name of its optimizer, None after the last."""
+        with self.precision.autocast():  # forward and loss only; the region ends before backward
+            update = next(stage, None)
+        if update is None:
+            return None
+        check_update(update, run.task)
+        loss = update.loss if count == total else update.loss * (count / total)
+        run.scalers[update.optimizer].scale(loss).backward()  # type: ignore[no-untyped-call]
+        run.add_metrics(update, count)
+        return update.optimizer
 
     def apply(self, run: Run, name: str) -> bool:
         """Step one optimizer, then drop all gradients, including those left in judged networks."""
@@ -160,8 +158,9 @@ class Trainer:
             train_loader: any iterable of batches with a length. ``Loader`` resumes exactly in mid-epoch; of another
                 loader the used batches are drawn again and passed over.
             val_loader: the same, or None.
-            resume: a checkpoint file; or "auto", the last.pt of this trainer's ModelCheckpoint if it exists yet.
-                Training goes on bit for bit on the same machine, versions and number of threads.
+            resume: a checkpoint file or the folder of its last.pt; or "auto", the last.pt of this trainer's
+                ModelCheckpoint if it exists yet. Training goes on bit for bit on the same machine, versions and
+                number of threads.
         Returns:
             the run, with its history, counters and the reason why it stopped early.
         Raises:
@@ -170,8 +169,9 @@ class Trainer:
                 the fp16 gradients overflow at every scale.
             SystemExit: 143 on SIGTERM and 130 on Ctrl-C, after the update is finished and saved.
         """
-        loggers = [*self.loggers, ProgressBar()] if self.progress else self.loggers
-        run = Run(self, task, train_loader, val_loader, self.callbacks, loggers)
+        bar = [ProgressBar()] if self.progress else []
+        loggers = [*self.loggers, *bar]
+        run = Run(self, check_task(task), train_loader, val_loader, [*self.callbacks, *bar], loggers)
         with scheduled_rates(task.optimizers), InterruptGuard() as guard, ExitStack() as at_the_end:
             for logger in loggers:
                 at_the_end.callback(logger.close, run)
@@ -188,7 +188,7 @@ class Trainer:
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
         """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
         require_batches("loader", loader)
-        task.to(self.device)
+        check_task(task).to(self.device)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, int] = {}
         with undisturbed(loader) as batches, evaluation_mode(task), torch.inference_mode():
@@ -210,8 +210,10 @@ class Trainer:
 
     def to_device(self, batch: Batch) -> list[Tensor]:
         """Move a batch, images in channels_last, which convolutions prefer."""
-        if isinstance(batch, Tensor):
-            raise TypeError(f"a batch must be a sequence such as (images, labels); got a tensor {tuple(batch.shape)}")
+        if not isinstance(batch, (list, tuple)) or not all(isinstance(item, Tensor) for item in batch):
+            raise TypeError(f"a batch must be a tuple of tensors such as (images, labels); got {name_kinds(batch)}")
+        if not len(batch[0]):
+            raise ValueError("a batch is empty; leave it out")
         return [
             item.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             if item.dim() == 4
@@ -227,7 +229,10 @@ class Trainer:
             compile_networks(run.task)
         state = load_checkpoint(checkpoint) if checkpoint else None
         if state is not None:
-            run.load_state_dict(state)
+            try:
+                run.load_state_dict(state)
+            except ValueError as error:
+                raise ValueError(f"{checkpoint}: {error}") from error
             run.last_checkpoint = str(checkpoint)
         for callback in run.callbacks:
             callback.on_fit_start(run)
@@ -245,6 +250,7 @@ class Trainer:
             while not self.is_finished(run):
                 self._run_epoch(run, guard)
             run.notify("on_fit_end")
+            guard.check()
         except Interrupted:
             run.stop(f"{guard.name} was received")
             run.notify("on_interrupt")
@@ -261,14 +267,16 @@ class Trainer:
             run.step += stepped
             if run.at_log_step:
                 run.log()
-            for hook in run.step_hooks if stepped else ():
-                hook(run)
+            if stepped:
+                for hook in run.step_hooks:
+                    hook(run)
             guard.check()
             if run.batches_left and self.is_finished(run):
                 whole = False
                 break
         # An interruption of the validation leaves the epoch open, and the resumed run validates again.
         validation = self.evaluate(run.task, run.val_loader, guard=guard) if run.val_loader is not None else {}
+        run.require_finite(validation)
         run.end_epoch(validation, whole)
         guard.check()
 
@@ -276,6 +284,8 @@ class Trainer:
         try:
             return self.train_step(run, window)
         except Exception as error:
+            if run.stepped:  # repeating the window would step an optimizer of an earlier stage twice
+                raise
             fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
             run.meters.forget(run.step)
             return self.train_step(run, window)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_numbers
 from cifarkit.seeding import Draws
 
 Fill = float | Sequence[float]  # one value in [0, 1] for all channels, or one for each
@@ -89,12 +89,11 @@ def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 def check_fill(fill: Fill) -> float | tuple[float, ...]:
     """Return fill as plain floats; ValueError unless each value is in [0, 1]."""
-    values = tuple(float(value) for value in ((fill,) if isinstance(fill, (int, float)) else fill))
-    if not values or not all(0 <= value <= 1 for value in values):
-        raise ValueError(
-            f"fill={fill!r} is out of range; give a value in [0, 1] (128 would be 128 / 255), or one each channel"
-        )
-    return values[0] if isinstance(fill, (int, float)) else values
+    try:
+        values = check_numbers("fill", fill, 0, 1)
+    except ValueError as error:
+        raise ValueError(f"{error}; a byte such as 128 is 128 / 255") from None
+    return values[0] if len(values) == 1 else values
 
 
 def fill_like(fill: float | tuple[float, ...], images: Tensor) -> Tensor:
@@ -106,21 +105,3 @@ def fill_like(fill: float | tuple[float, ...], images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         values = tuple(round(255 * value) for value in values)
     return torch.tensor(values, dtype=images.dtype, device=images.device)
-
-
-def check_size(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
-    """Return (height, width) from one side or both; ValueError unless they are positive whole numbers."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"{name}={size!r} is no size; give a positive number of pixels, or (height, width)")
-    return pair[0], pair[1]
-
-
-def check_number(value: float, name: str, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
-    """Return value; ValueError unless it is finite and in [low, high], or (low, high] if above is true."""
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number")
-    if not (math.isfinite(value) and (low < value if above else low <= value) and value <= high):
-        span = f"{'above' if above else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
-        raise ValueError(f"{name}={value!r} is out of range; give a number {span}")
-    return value

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_number, check_numbers
 from cifarkit.seeding import Draws
-from cifarkit.transforms.base import RandomTransform, Transform, check_images, check_number, to_dtype, to_float
+from cifarkit.transforms.base import RandomTransform, Transform, check_images, to_dtype, to_float
 
 
 class ColorJitter(RandomTransform):
@@ -23,15 +24,16 @@ class ColorJitter(RandomTransform):
         contrast: the same for the contrast.
         saturation: the same for the saturation; images of one channel have none to change.
     Raises:
+        TypeError: if one of them is no number.
         ValueError: if one of them is negative.
     """
 
     needs_unit_range = True
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> None:
-        self.brightness = check_number(brightness, "brightness")
-        self.contrast = check_number(contrast, "contrast")
-        self.saturation = check_number(saturation, "saturation")
+        self.brightness = check_number("brightness", brightness, 0)
+        self.contrast = check_number("contrast", contrast, 0)
+        self.saturation = check_number("saturation", saturation, 0)
 
     def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
         """Draw (B, 3) float32, the factors of brightness, contrast and saturation."""
@@ -58,7 +60,8 @@ class Normalize(Transform):
         mean: value in [0, 1] for all channels, or one for each.
         std: value above 0 for all channels, or one for each.
     Raises:
-        ValueError: if a value is out of range, or the images have another number of channels.
+        TypeError: if a value is no number.
+        ValueError: if one is out of range, or the images have another number of channels.
     """
 
     accepts_uint8 = True
@@ -66,11 +69,7 @@ class Normalize(Transform):
     leaves_unit_range = True
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        self.mean, self.std = _floats(mean), _floats(std)
-        for value in self.mean:
-            check_number(value, "mean", 0, 1)
-        for value in self.std:
-            check_number(value, "std", above=True)
+        self.mean, self.std = check_numbers("mean", mean, 0, 1), check_numbers("std", std, 0, above=True)
         if min(len(self.mean), len(self.std)) > 1 and len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}; give as many of each")
 
@@ -120,7 +119,3 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
     """Blend float images with their greyscale: 0 is without colour, 1 the image."""
     return images if images.shape[1] == 1 else blend(images, grayscale(images), factors)
-
-
-def _floats(values: float | Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in ((values,) if isinstance(values, (int, float)) else values))

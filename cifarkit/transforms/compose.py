@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cifarkit.checks import check_transform, has_parameter
 from cifarkit.seeding import Draws
 from cifarkit.transforms.base import Transform, draws_for, fill_like, to_float
 from cifarkit.transforms.geometry import (
     RandomCrop,
+    RandomHorizontalFlip,
     RandomRotation,
     SeparableTransform,
     affine_nearest,
@@ -20,7 +21,6 @@ from cifarkit.transforms.geometry import (
     pixel_sources,
     rotation_matrices,
 )
-from cifarkit.transforms.mix import Mix
 
 
 class Compose(Transform):
@@ -31,13 +31,16 @@ class Compose(Transform):
     draws once for the whole batch.
 
     A run of flips and at most one crop is one gather of pixels, and so it is with a nearest RandomRotation behind
-    it; the result is the same bit for bit.
+    it; the result is the same bit for bit. A subclass that changes more of them than what they draw runs by itself.
 
     Args:
         transforms: a list of them, in order; empty passes images through.
     Raises:
         TypeError: if transforms is no sequence of callables, or holds Mixup or CutMix, which need labels.
         ValueError: if a transform that works in [0, 1] comes after Normalize.
+    Attributes:
+        keyed: every transform takes draws, or says by an attribute ``keyed`` of its own that it needs no global random
+            numbers; only then may the Loader run them in a thread beside the model.
     """
 
     accepts_uint8 = True
@@ -52,7 +55,9 @@ class Compose(Transform):
         _check_order(flat)
         self.needs_unit_range = any(getattr(transform, "needs_unit_range", False) for transform in flat)
         self.leaves_unit_range = any(getattr(transform, "leaves_unit_range", False) for transform in flat)
-        self._steps = [(step, _takes_draws(step), getattr(step, "accepts_uint8", False)) for step in _fuse(flat)]
+        self.keyed = all(bool(getattr(step, "keyed", has_parameter(step, "draws"))) for step in flat)
+        steps = _fuse(flat)
+        self._steps = [(step, has_parameter(step, "draws"), getattr(step, "accepts_uint8", False)) for step in steps]
 
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         draws = draws_for(images, draws)
@@ -107,11 +112,11 @@ def _flatten(transforms: Sequence[Callable[..., Tensor]]) -> list[Callable[..., 
     """List the transforms with those of nested Composes in their place."""
     flat: list[Callable[..., Tensor]] = []
     for position, transform in enumerate(transforms):
-        if isinstance(transform, Mix):
-            raise TypeError(f"{transform!r} mixes labels too; give it to ClassificationTask(mix=...), not to Compose")
-        if not callable(transform):
-            raise TypeError(f"transforms[{position}]={transform!r} is no transform; give a callable of images")
-        flat += _flatten(transform.transforms) if isinstance(transform, Compose) else [transform]
+        check_transform(f"transforms[{position}]", transform)
+        if isinstance(transform, Compose) and type(transform).__call__ is Compose.__call__:
+            flat += _flatten(transform.transforms)
+        else:
+            flat.append(transform)
     return flat
 
 
@@ -138,11 +143,15 @@ def _fuse(transforms: Sequence[Callable[..., Tensor]]) -> list[Callable[..., Ten
         run.clear()
 
     for transform in transforms:
-        if isinstance(transform, SeparableTransform):
+        if isinstance(transform, SeparableTransform) and _moves_as(transform, RandomCrop, RandomHorizontalFlip):
             if isinstance(transform, RandomCrop) and any(isinstance(move, RandomCrop) for move in run):
                 close()  # its fill may differ, and the numbers tell one from another no more
             run.append(transform)
-        elif isinstance(transform, RandomRotation) and transform.interpolation == "nearest":
+        elif (
+            isinstance(transform, RandomRotation)
+            and transform.interpolation == "nearest"
+            and _moves_as(transform, RandomRotation)
+        ):
             close(transform)
         else:
             close()
@@ -151,12 +160,9 @@ def _fuse(transforms: Sequence[Callable[..., Tensor]]) -> list[Callable[..., Ten
     return steps
 
 
-def _takes_draws(transform: Callable[..., Tensor]) -> bool:
-    """Tell whether the callable has a parameter named draws; a module's are those of its forward."""
-    try:
-        return (
-            "draws"
-            in inspect.signature(transform.forward if isinstance(transform, nn.Module) else transform).parameters
-        )
-    except ValueError:  # a builtin without a signature
-        return False
+def _moves_as(transform: object, *kinds: type) -> bool:
+    """Tell whether what a Resampling leaves out is that of one of these classes; parameters may be a subclass's own."""
+    return any(
+        all(getattr(type(transform), name, None) is getattr(kind, name, None) for name in ("__call__", "apply", "move"))
+        for kind in kinds
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_integer
 from cifarkit.seeding import Draws
-from cifarkit.transforms.base import Fill, RandomTransform, check_fill, check_size, fill_like
+from cifarkit.transforms.base import Fill, RandomTransform, check_fill, fill_like
 
 
 class Cutout(RandomTransform):
@@ -19,6 +20,7 @@ class Cutout(RandomTransform):
         size: side of the square in pixels.
         fill: value in [0, 1] of the square, or one for each channel.
     Raises:
+        TypeError: if size is no integer.
         ValueError: if an argument is out of range.
     Source: DeVries and Taylor 2017, arXiv 1708.04552, section 3.2.
     """
@@ -27,7 +29,7 @@ class Cutout(RandomTransform):
     needs_unit_range = True
 
     def __init__(self, size: int, *, fill: Fill = 0.5) -> None:
-        self.size, self.fill = check_size(size)[0], check_fill(fill)
+        self.size, self.fill = check_integer("size", size, 1), check_fill(fill)
 
     def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
         """Draw (B, 2) int64, the row and the column of the centre."""

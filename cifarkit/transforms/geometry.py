@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarkit.checks import check_integer, check_number, check_size
 from cifarkit.seeding import Draws
 from cifarkit.transforms.base import (
     Fill,
@@ -17,8 +18,6 @@ from cifarkit.transforms.base import (
     Transform,
     check_fill,
     check_images,
-    check_number,
-    check_size,
     fill_like,
     to_dtype,
     to_float,
@@ -50,6 +49,7 @@ class RandomCrop(SeparableTransform):
             (b a | a b c), "edge" copies it (a a | a b c), "constant" is fill.
         fill: value in [0, 1] for mode "constant", or one for each channel.
     Raises:
+        TypeError: if size or padding is no integer.
         ValueError: if an argument is out of range, or the padded image is smaller than the window.
     Source: He et al. 2015, section 4.2 (with zeros); the modes are those of ``torchvision.transforms.Pad``.
     """
@@ -57,9 +57,8 @@ class RandomCrop(SeparableTransform):
     def __init__(self, size: int | Sequence[int], padding: int = 4, mode: str = "reflect", *, fill: Fill = 0.0) -> None:
         if mode not in ("reflect", "symmetric", "edge", "constant"):
             raise ValueError(f"mode={mode!r} is unknown; give 'reflect', 'symmetric', 'edge' or 'constant'")
-        if padding < 0 or padding != int(padding):
-            raise ValueError(f"padding={padding!r} is no padding; give a whole number of pixels, 0 or more")
-        self.size, self.padding, self.mode, self.fill = check_size(size), int(padding), mode, check_fill(fill)
+        self.size, self.padding = check_size("size", size), check_integer("padding", padding, 0)
+        self.mode, self.fill = mode, check_fill(fill)
 
     def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
         """Draw (B, 2) int64, the top and left of the window in the padded image."""
@@ -112,7 +111,7 @@ class RandomHorizontalFlip(SeparableTransform):
     """Mirror each image left to right with probability p: output column x is column W - 1 - x."""
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = check_number(p, "p", 0, 1)
+        self.p = check_number("p", p, 0, 1)
 
     def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
         """Draw (B,) bool, true where the image is mirrored."""
@@ -166,7 +165,7 @@ class RandomRotation(RandomTransform):
     def __init__(self, degrees: float, *, interpolation: str = "nearest", fill: Fill = 0.5) -> None:
         if interpolation not in ("nearest", "bilinear"):
             raise ValueError(f"interpolation={interpolation!r} is unknown; give 'nearest' or 'bilinear'")
-        self.degrees, self.interpolation = check_number(degrees, "degrees", 0, 180), interpolation
+        self.degrees, self.interpolation = check_number("degrees", degrees, 0, 180), interpolation
         self.fill = check_fill(fill)
 
     def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
@@ -186,11 +185,14 @@ class Resize(Transform):
 
     Args:
         size: (height, width) in pixels, or the length of the shorter side, the other keeping the proportions.
+    Raises:
+        TypeError: if size is no integer, nor two.
+        ValueError: if a side is below 1.
     """
 
     def __init__(self, size: int | Sequence[int]) -> None:
-        height, width = check_size(size)
-        self.size = size if isinstance(size, int) else (height, width)
+        height, width = check_size("size", size)
+        self.size = (height, width) if isinstance(size, Sequence) else height
 
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         check_images(images)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarkit.checks import check_number
 from cifarkit.seeding import Draws
-from cifarkit.transforms.base import check_number, draws_for, to_dtype, to_float
+from cifarkit.transforms.base import draws_for, to_dtype, to_float
 from cifarkit.transforms.erase import box_mask
 
 _TRIES = 8  # each is accepted with probability 0.95 or more, so all fail once in 10**10
@@ -24,11 +25,14 @@ class Mix(ABC):
     Args:
         alpha: above 0.
     Raises:
+        TypeError: if alpha is no number.
         ValueError: if alpha is not above 0, or a label is not in [0, num_classes).
     """
 
+    needs_labels = True  # so Compose and the Loader, which have none, refuse it
+
     def __init__(self, alpha: float) -> None:
-        self.alpha = check_number(alpha, "alpha", above=True)
+        self.alpha = check_number("alpha", alpha, 0, above=True)
 
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int, draws: Draws | None = None

@@ -98,6 +98,8 @@ BAD: list[tuple[Any, Any, Any, type[Exception], str]] = [
     (GOOD, LABELS, (), ValueError, "at least one name"),
     (GOOD, LABELS, "cat", TypeError, "sequence of names"),
     (GOOD, LABELS, (0, 1, 2), TypeError, "sequence of names"),
+    (GOOD, LABELS, 10, TypeError, r"classes must be a sequence of names such as \('cat', 'dog'\), got 10"),
+    (GOOD, LABELS, {"cat", "dog", "fox"}, TypeError, "sequence of names"),
 ]
 
 
@@ -145,7 +147,7 @@ def test_the_usual_split_has_exactly_500_of_each_class() -> None:
 
 def test_fractions_are_counts() -> None:
     dataset = numbered([0] * 70 + [1] * 30, 2)
-    by_fraction, by_count = dataset.split(0.8, 0.1), dataset.split(80, 10)
+    by_fraction, by_count = dataset.split(0.8, np.float32(0.1)), dataset.split(80, np.int64(10))
     assert [indices(part) for part in by_fraction] == [indices(part) for part in by_count]
     assert [part.class_counts().tolist() for part in by_count] == [[56, 24], [7, 3]]
 
@@ -174,6 +176,7 @@ def test_splits_are_disjoint_and_in_proportion(labels: list[int], data: st.DataO
         ((float("nan"),), ValueError, "must be above 0"),
         ((5, 0.5), TypeError, "all counts"),
         (("5",), TypeError, "all counts"),
+        ((True,), TypeError, "all counts"),
         ((0.9, 0.01), ValueError, "leaves part 1 without an image; the dataset has 12"),
     ],
 )

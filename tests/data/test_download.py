@@ -256,3 +256,5 @@ def test_a_mounted_folder_is_a_mirror(tmp_path: Path) -> None:
 def test_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         download(**{"urls": ["http://127.0.0.1:1/"], "path": tmp_path / "file", **arguments})
+    with pytest.raises(TypeError, match=r"attempts=2\.5 is a float; give an integer"):
+        download(["http://127.0.0.1:1/"], tmp_path / "file", attempts=2.5)  # type: ignore[arg-type]

@@ -1,20 +1,20 @@
 """Loader: every sample once over all shards, the same pixels whatever the batch, a position that is one number."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from cifarkit.data import ImageDataset, Loader
-from cifarkit.seeding import Draws
-from cifarkit.transforms import Compose, RandomCrop, RandomHorizontalFlip
+from cifarkit.seeding import Draws, RngState
+from cifarkit.transforms import Compose, CutMix, Mixup, Normalize, RandomCrop, RandomHorizontalFlip
 
 
 def numbered(count: int, size: int = 1) -> ImageDataset:
@@ -195,6 +195,77 @@ def test_a_transform_with_the_global_random_state_repeats_beside_a_model_that_us
     assert epoch() == epoch()
 
 
+def global_noise(images: Tensor) -> Tensor:
+    return images + torch.rand_like(images)
+
+
+def test_a_composed_transform_with_the_global_random_state_resumes_bit_for_bit() -> None:
+    def make() -> Loader:
+        transform = Compose([RandomHorizontalFlip(), Compose([global_noise])])
+        return Loader(numbered(40, 4), 4, transform=transform, shuffle=True)
+
+    def rest(batches: Iterator[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        return [images * torch.rand(()) for images, _ in batches]  # a model with dropout draws too
+
+    loader, resumed = make(), make()
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    position, state = loader.state_dict(), RngState.capture()
+    expected = rest(batches)
+    state.restore()
+    resumed.load_state_dict(position)
+    got = rest(iter(resumed))
+    assert len(got) == 7
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_transform_that_says_it_is_keyed_is_prefetched() -> None:
+    class Where:
+        keyed = True
+        threads: ClassVar[list[str]] = []
+
+        def __call__(self, images: Tensor) -> Tensor:
+            self.threads.append(threading.current_thread().name)
+            return images
+
+    list(Loader(numbered(6), 2, transform=Where()))
+    assert len(Where.threads) == 3
+    assert all(name.startswith("cifarkit-loader") for name in Where.threads)
+
+
+def test_a_module_gets_the_draws_its_forward_takes() -> None:
+    class Noise(nn.Module):
+        def forward(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+            return noise(images, draws)
+
+    data = numbered(9, 2)
+    assert_same_pixels(pixels_of(Loader(data, 4, transform=Noise())), pixels_of(Loader(data, 4, transform=noise)))
+
+
+def test_only_the_worker_is_held_to_one_core() -> None:
+    counts: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        counts[name] = torch.get_num_threads()
+
+    def transform(images: Tensor, draws: Draws) -> Tensor:
+        count("worker")
+        return images
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for _ in Loader(numbered(6), 2, transform=transform):
+            user = threading.Thread(target=count, args=("thread of the user",))
+            user.start()
+            user.join()
+            count("main")
+        assert counts == {"worker": 1, "thread of the user": 3, "main": 3}
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_torchvision_transforms_work() -> None:
     data = numbered(9, size=8)
     transform = v2.Compose([v2.RandomCrop(8, padding=2), v2.RandomHorizontalFlip(), v2.Normalize([0.5] * 3, [0.2] * 3)])
@@ -365,6 +436,42 @@ def test_a_position_that_does_not_fit_is_refused() -> None:
 def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Loader(numbered(5), **({"batch_size": 2} | options))
+
+
+@pytest.mark.parametrize("name", ["batch_size", "seed", "rank", "world_size"])
+@pytest.mark.parametrize("value", [16.0, "16", True])
+def test_numbers_must_be_integers(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name}={value!r} is a {type(value).__name__}; give an integer"):
+        Loader(numbered(5), **({"batch_size": 2} | {name: value}))
+    assert len(Loader(numbered(5), np.int64(2), seed=np.int32(3))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ([RandomCrop(2)], r"transform is \[RandomCrop.*\]; give a callable of images, as in Compose\(\["),
+        (3, "transform is 3; give a callable of images"),
+        (Normalize, "transform is the class Normalize; give a callable"),
+        (Mixup(1.0), r"transform is Mixup\(alpha=1\.0\), which mixes labels too; give it to ClassificationTask\(mix="),
+        (CutMix(1.0), r"transform is CutMix\(alpha=1\.0\), which mixes labels too"),
+    ],
+)
+def test_what_is_no_transform_is_named(transform: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Loader(numbered(5), 2, transform=transform)
+
+
+def test_devices_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='cuda': PyTorch finds no CUDA device here; use 'cpu'"):
+        Loader(numbered(5), 2, device="cuda")
+
+
+def test_reading_the_position_takes_no_time_that_grows_with_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(numbered(8), 2)
+    monkeypatch.setattr(Loader, "_batch_bounds", lambda self: pytest.fail("the bounds are computed again"))
+    assert [loader.state_dict()["samples"] for _ in loader] == [2, 4, 6, 8]
+    assert len(loader) == 4
 
 
 @pytest.mark.parametrize("dataset", [[1, 2, 3], np.zeros((4, 3, 2, 2)), None])

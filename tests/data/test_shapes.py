@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -40,9 +41,18 @@ def test_other_sizes(size: int) -> None:
     assert (dataset.images.float().std(dim=(1, 2, 3)) > 5).all()  # something is drawn on each
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"count": 0}, "count=0"), ({"count": 1, "size": 8}, "size=8")])
-def test_bad_arguments(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"count": 0}, ValueError, "count=0 must be at least 1"),
+        ({"count": 1, "size": 8}, ValueError, "size=8 must be at least 16 pixels"),
+        ({"count": "5"}, TypeError, "count='5' is a str; give an integer"),
+        ({"count": 5, "size": 32.0}, TypeError, r"size=32\.0 is a float"),
+        ({"count": 5, "seed": None}, TypeError, "seed=None is a NoneType"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         shapes(**arguments)
 
 

@@ -30,16 +30,16 @@ def test_updates_of_a_whole_fit(max_epochs: int | None, max_steps: int | None, t
 
 @pytest.mark.parametrize("plan", [0, -1, {0: 4, 2: 0}])
 def test_fewer_than_one_micro_batch_is_refused(plan: int | dict[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"accumulate_grad_batches=.*must be at least 1 micro-batch an update"):
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches.*=(0|-1) must be at least 1"):
         AccumulationPlan(plan)
 
 
 def test_a_negative_epoch_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"accumulate_grad_batches=\{-1: 2\}: epoch -1 .* epochs count from 0"):
+    with pytest.raises(ValueError, match="first epoch in accumulate_grad_batches=-1 must be at least 0"):
         AccumulationPlan({-1: 2})
 
 
 @pytest.mark.parametrize("plan", [2.5, "4", {0: None}])
 def test_a_broken_number_is_refused(plan: object) -> None:
-    with pytest.raises(TypeError, match=r"accumulate_grad_batches=.* must be an integer"):
+    with pytest.raises(TypeError, match=r"accumulate_grad_batches.*; give an integer"):
         AccumulationPlan(plan)  # type: ignore[arg-type]

@@ -269,7 +269,8 @@ def test_one_network_of_several_can_be_averaged() -> None:
 def test_swa_lr_bends_the_schedule() -> None:
     monitor = LearningRateMonitor()
     task = make_task()
-    task.optimizers["model"].add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 0.2})
+    task.unused = nn.Parameter(torch.zeros(1))
+    task.optimizers["model"].add_param_group({"params": [task.unused], "lr": 0.2})
     fit(StochasticWeightAveraging(swa_lr=0.01, start=0.5), monitor, task=task)
     schedule = [0.05 * cosine()(step / 12) for step in range(6)]
     assert monitor.history["lr"] == pytest.approx(schedule + [0.01] * 6)
@@ -329,10 +330,10 @@ def test_resumes_inside_the_averaging_phase_bit_for_bit(tmp_path: Path) -> None:
     [
         (
             lambda: StochasticWeightAveraging(start=1.0),
-            "start=1.0 must be at least 0 and below 1: a fraction of the run",
+            "start=1.0 must be at least 0 and below 1",
         ),
         (lambda: StochasticWeightAveraging(start=75), "start=75 must be"),
-        (lambda: StochasticWeightAveraging(swa_lr=0.0), "swa_lr=0.0 must be positive, or None to follow the schedule"),
+        (lambda: StochasticWeightAveraging(swa_lr=0.0), "swa_lr=0.0 must be above 0"),
         (lambda: ExponentialMovingAverage(1.0), "decay=1.0 must be at least 0 and below 1"),
         (lambda: ExponentialMovingAverage(batchnorm_samples=-1), "batchnorm_samples=-1 must be at least 0"),
     ],

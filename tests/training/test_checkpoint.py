@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, any damage named, nothing executed, the best ones kept."""
 
 import math
+import os
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -243,13 +244,14 @@ def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
 
 def stub_run(values: list[float], callback: ModelCheckpoint) -> SimpleNamespace:
     """Play an epoch for each value of the metric."""
-    run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[])
+    run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[], resumed=False, callbacks=[callback])
     run.state_dict = lambda: {"epoch": run.epoch, "callbacks": callback.state_dict()}
     callback.on_fit_start(run)  # type: ignore[arg-type]
     for epoch, value in enumerate(values):
         run.epoch, run.metrics = epoch + 1, {"val_acc": value, "lr": 0.1}
         run.history.append({"epoch": epoch})
         callback.on_epoch_end(run)  # type: ignore[arg-type]
+        callback.on_save(run)  # type: ignore[arg-type]
     return run
 
 
@@ -305,24 +307,26 @@ def test_an_unknown_metric_is_named_with_those_there_are(tmp_path: Path) -> None
 
 def test_a_failed_save_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "last.pt").mkdir()  # so that the rename fails
-    with pytest.raises(OSError, match=r"last\.pt"):
+    with pytest.raises(OSError, match=r"last\.pt"), pytest.warns(UserWarning, match="of another run"):
         train(tmp_path)
     assert names_in(tmp_path) == {"last.pt"}
 
 
 def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
-    (tmp_path / ".last.pt.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".last.pt.999999999-0123abcd.tmp").write_bytes(b"half")
+    mine = f".last.pt.{os.getpid()}-4567cdef.tmp"
+    (tmp_path / mine).write_bytes(b"of a process that still writes it")
     (tmp_path / "mine.tmp").touch()
     train(tmp_path, epochs=1)
-    assert names_in(tmp_path) == {"last.pt", "mine.tmp"}
+    assert names_in(tmp_path) == {"last.pt", "mine.tmp", mine}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mode": "maximum"}, "mode='maximum' is unknown; use 'min' for a loss or 'max' for an accuracy"),
-        ({"save_top_k": 0}, "save_top_k=0 must be at least 1; leave monitor=None to keep only last.pt"),
-        ({"every_n_steps": 0}, "every_n_steps=0 must be at least 1, or None"),
+        ({"save_top_k": 0}, "save_top_k=0 must be at least 1"),
+        ({"every_n_steps": 0}, "every_n_steps=0 must be at least 1"),
     ],
 )
 def test_mistakes_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:

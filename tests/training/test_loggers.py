@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifarkit.training.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger, run_folder
+from cifarkit.training import CSVLogger, Logger, TensorBoardLogger, WandbLogger, run_folder
 
 
 def stub_run(**changes: Any) -> Any:
@@ -234,11 +234,6 @@ def test_tensorboard_graph_leaves_the_run_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_tensorboard_graph_without_images_warns(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="run.example_images is missing"):
-        train(TensorBoardLogger(tmp_path, graph=True), stub_run(), 1)
-
-
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
@@ -331,7 +326,7 @@ def test_wandb_offline_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_importing_loggers_is_light() -> None:
     program = """
 import sys
-import cifarkit.training.loggers
+import cifarkit.training.loggers, cifarkit.training.trackers
 print(sorted({"tensorboard", "wandb", "matplotlib"} & set(sys.modules)), "torch.utils.tensorboard" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

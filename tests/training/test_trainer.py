@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import itertools
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -442,7 +443,7 @@ def test_elsewhere_than_on_a_terminal_a_line_an_epoch(capsys: pytest.CaptureFixt
     fit(batches_of(4, 4), val_batches=batches_of(4), max_epochs=3, progress=True)
     output = capsys.readouterr()
     lines = output.out.splitlines()
-    assert [line.split()[:3] for line in lines] == [["epoch", f"{epoch}:", "train_loss"] for epoch in (1, 2, 3)]
+    assert [line.split()[:3] for line in lines] == [["epoch", f"{epoch}:", "train_loss"] for epoch in (0, 1, 2)]
     assert all("val_acc" in line and "images/s" in line for line in lines)
     assert output.err == ""
 
@@ -472,14 +473,42 @@ def test_without_progress_not_a_word(capsys: pytest.CaptureFixture[str]) -> None
         ({"max_steps": -1}, ValueError, "max_steps=-1 must be at least 0"),
         ({"log_every_n_steps": 0}, ValueError, "log_every_n_steps=0 must be at least 1"),
         ({"precision": "fp8"}, ValueError, "precision='fp8' is unknown; choose one of 'fp32'"),
-        ({"device": "abacus"}, ValueError, "device='abacus' is unknown; use 'auto', 'cpu' or 'cuda'"),
-        ({"accumulate_grad_batches": 0}, ValueError, "accumulate_grad_batches=0: 0 must be at least 1"),
-        ({"accumulate_grad_batches": {-2: 4}}, ValueError, "epoch -2 must be at least 0; epochs count from 0"),
+        ({"device": "abacus"}, ValueError, "device='abacus' cannot be used here; 'auto' and 'cpu' can"),
+        (
+            {"accumulate_grad_batches": 0},
+            ValueError,
+            "accumulate_grad_batches=0 must be at least 1",
+        ),
+        (
+            {"accumulate_grad_batches": {-2: 4}},
+            ValueError,
+            "first epoch in accumulate_grad_batches=-2 must be at least 0",
+        ),
         ({"gradient_clip_algorithm": "nrom"}, ValueError, "gradient_clip_algorithm='nrom' is unknown; use 'norm' or"),
-        ({"gradient_clip_val": 0.0}, ValueError, "gradient_clip_val=0.0 must be positive, or None"),
-        ({"gradient_clip_val": math.nan}, ValueError, "gradient_clip_val=nan must be positive"),
-        ({"callbacks": ["early stopping"]}, TypeError, "callbacks must be Callback objects; got str"),
-        ({"callbacks": [TimeLimit]}, TypeError, "callbacks must be Callback objects; got type"),
+        ({"gradient_clip_val": 0.0}, ValueError, "gradient_clip_val=0.0 must be above 0"),
+        ({"gradient_clip_val": math.nan}, ValueError, "gradient_clip_val=nan must be above 0"),
+        (
+            {"callbacks": ["early stopping"]},
+            TypeError,
+            r"callbacks must be a list of Callback .* \['str'\]",
+        ),
+        (
+            {"callbacks": [TimeLimit]},
+            TypeError,
+            r"callbacks must be a list of Callback .* \['type'\]",
+        ),
+        ({"callbacks": TimeLimit(1)}, TypeError, "callbacks must be a list of Callback objects; got TimeLimit"),
+        ({"loggers": ["csv"]}, TypeError, r"loggers must be a list of Logger objects; got list of \['str'\]"),
+        ({"max_epochs": "3"}, TypeError, "max_epochs='3' is a str; give an integer"),
+        ({"max_epochs": 2.5}, TypeError, "max_epochs=2.5 is a float; give an integer"),
+        ({"gradient_clip_val": "1"}, TypeError, "gradient_clip_val='1' is a str; give a number"),
+        ({"accumulate_grad_batches": {"0": 2}}, TypeError, "first epoch in accumulate_grad_batches='0' is a str"),
+        (
+            {"schedule": "cosine"},
+            TypeError,
+            r"schedule='cosine' must map progress to a number",
+        ),
+        ({"schedule": schedules.cosine}, TypeError, r"must map progress to a number, as schedules\.cosine\(\) does"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -527,5 +556,113 @@ def test_an_optimizer_of_another_network_is_refused() -> None:
 
 
 def test_a_bare_tensor_is_no_batch() -> None:
-    with pytest.raises(TypeError, match=r"a batch must be a sequence such as \(images, labels\)"):
+    with pytest.raises(TypeError, match=r"a batch must be a tuple of tensors such as \(images, labels\); got Tensor"):
         Trainer(max_epochs=1, progress=False).to_device(torch.zeros(4, 3))
+
+
+# What a task may get wrong.
+
+
+class Wrong(Task):
+    def __init__(self, yielded: Any) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 2)
+        self.optimizers = {"model": torch.optim.SGD(self.parameters(), lr=0.1)}
+        self.yielded = yielded
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        loss = self.model(batch[0]).sum()
+        yield self.yielded(loss)
+
+
+@pytest.mark.parametrize(
+    ("yielded", "error", "message"),
+    [
+        (lambda loss: loss, TypeError, "updates must yield Update objects; got Tensor"),
+        (lambda loss: Update(loss, "net"), ValueError, r"names the optimizer 'net'; the task has \['model'\]"),
+        (lambda loss: Update(loss[None]), ValueError, r"a loss must be a scalar, .* got shape \(1,\)"),
+        (lambda loss: Update(loss, metrics={"x": 0.5}), TypeError, "'train_x' must be a scalar tensor, .* got float"),
+    ],
+)
+def test_what_a_task_must_not_yield(yielded: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fit([[torch.ones(3, 2)]], Wrong(yielded), max_epochs=1)
+
+
+def test_a_network_is_no_task() -> None:
+    network: Any = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"task must be a Task; got Linear: wrap a network, as in ClassificationTask"):
+        fit(batches_of(4), network, max_epochs=1)
+
+
+def test_nan_weights_are_never_saved(tmp_path: Path) -> None:
+    class Poison(Callback):
+        order = -20
+
+        def on_step_end(self, run: Run) -> None:
+            if run.step == 3:
+                next(run.task.parameters()).data.fill_(math.nan)
+
+    callbacks = [Poison(), ModelCheckpoint(tmp_path, every_n_steps=1)]
+    with pytest.raises(NonFiniteLossError, match=r"a weight is not finite after step 2.*checkpoint: .*last\.pt"):
+        fit(batches_of(4, 4, 4, 4), max_epochs=1, callbacks=callbacks)
+    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == 2
+
+
+def test_a_validation_loss_that_is_nan_ends_the_run() -> None:
+    task = tiny_task()
+    task.evaluate = lambda batch: {"loss": (torch.tensor(math.nan), 1)}
+    with pytest.raises(NonFiniteLossError, match="val_loss is nan after step 0"):
+        fit(batches_of(4), task, batches_of(4), max_epochs=1)
+
+
+def test_a_signal_after_the_last_update_is_not_lost() -> None:
+    class Terminate(Callback):
+        def on_fit_end(self, run: Run) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        fit(batches_of(4), max_epochs=1, callbacks=[Terminate()])
+    assert left.value.code == 143
+
+
+def test_a_look_at_example_images_does_not_move_a_resumed_run(tmp_path: Path) -> None:
+    class Look(Callback):
+        def on_epoch_start(self, run: Run) -> None:
+            assert run.example_images.shape == (1, 3, 32, 32)
+
+    def task() -> ClassificationTask:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+        return ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.01))
+
+    def loader() -> data.Loader:
+        return data.Loader(data.shapes(40), 10, shuffle=True)
+
+    fit(loader(), task(), max_steps=2, callbacks=[ModelCheckpoint(tmp_path)])
+    run = Trainer(max_epochs=1, progress=False, callbacks=[Look()]).fit(task(), loader(), resume=tmp_path)
+    assert (run.step, run.epoch) == (4, 1)
+
+
+def test_an_early_stopped_run_does_not_go_on_when_resumed(tmp_path: Path) -> None:
+    def again() -> Run:
+        callbacks = [EarlyStopping("val_loss", patience=1, min_delta=9), ModelCheckpoint(tmp_path)]
+        return Trainer(max_epochs=9, progress=False, callbacks=callbacks).fit(
+            tiny_task(), batches_of(4), batches_of(4), resume="auto"
+        )
+
+    assert [again().epoch for _ in range(3)] == [2, 2, 2]
+
+
+def test_a_generator_of_the_loader_is_part_of_the_state(tmp_path: Path) -> None:
+    images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    dataset = TensorDataset(images, torch.arange(40) % 10)
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(dataset, 10, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    straight = fit(loader(), max_epochs=3)
+    for steps in (2, 4, 6, 12):
+        folder = tmp_path / str(steps)
+        fit(loader(), max_steps=steps, callbacks=[ModelCheckpoint(folder)])
+        resumed = Trainer(max_epochs=3, progress=False).fit(tiny_task(), loader(), resume=folder)
+        assert_same_weights(straight, resumed, within=0)

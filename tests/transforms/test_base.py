@@ -127,7 +127,9 @@ def test_draws_of_another_batch_are_refused() -> None:
 
 
 def test_fill_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"fill=128 is out of range; give a value in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"fill=128 must be at least 0 and at most 1; a byte such as 128 is 128 / 255"):
         RandomRotation(10, fill=128)
+    with pytest.raises(TypeError, match="fill='grey' is a str; give a number"):
+        Cutout(2, fill="grey")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"has 2 values and images has 3 channels"):
         Cutout(2, fill=(0.1, 0.2))(photos(2))

@@ -1,5 +1,6 @@
 """Colour: torchvision's values for the same factors, and its normalisation."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
@@ -54,7 +55,7 @@ def test_jitter_of_nothing_is_the_image() -> None:
 
 
 def test_jitter_errors() -> None:
-    with pytest.raises(ValueError, match="contrast=-1 is out of range; give a number from 0"):
+    with pytest.raises(ValueError, match="contrast=-1 must be at least 0"):
         ColorJitter(contrast=-1)
     with pytest.raises(TypeError, match=r"brightness=\(0.8, 1.2\) is a tuple; give a number"):
         ColorJitter((0.8, 1.2))  # type: ignore[arg-type]
@@ -74,11 +75,21 @@ def test_one_value_serves_all_channels(channels: int) -> None:
 
 
 def test_normalize_errors() -> None:
-    with pytest.raises(ValueError, match=r"std=0.0 is out of range; give a number above 0"):
+    with pytest.raises(ValueError, match=r"std=0\.0 must be above 0"):
         Normalize(MEAN, (0.2, 0.0, 0.2))
-    with pytest.raises(ValueError, match=r"mean=125.3 is out of range; give a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"mean=125\.3 must be at least 0 and at most 1"):
         Normalize((125.3, 123.0, 113.9), STD)
     with pytest.raises(ValueError, match="mean has 3 values and std has 2"):
         Normalize(MEAN, (0.2, 0.2))
     with pytest.raises(ValueError, match="mean has 3 values and images has 1 channels; give one for each"):
         Normalize(MEAN, STD)(photos(1, 1))
+    with pytest.raises(TypeError, match="mean='0.5' is a str; give a number"):
+        Normalize("0.5", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"std=\(\) is empty; give a number, or one for each channel"):
+        Normalize(0.5, ())
+
+
+def test_arrays_and_tensors_serve_as_numbers() -> None:
+    images = photos(2)
+    for convert in (np.array, torch.tensor):
+        assert torch.equal(Normalize(convert(MEAN), convert(0.25))(images), Normalize(MEAN, 0.25)(images))

@@ -1,10 +1,11 @@
 """Compose: the same pixels as one transform after another, gathered at once where that is possible."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from cifarkit.seeding import Draws
@@ -116,10 +117,82 @@ def test_crop_and_flip_may_follow_normalize() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match="transforms is a RandomCrop; give a list"):
         Compose(RandomCrop(8))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"transforms\[1\]=3 is no transform; give a callable"):
+    with pytest.raises(TypeError, match=r"transforms\[1\] is 3; give a callable of images, as in Compose"):
         Compose([RandomCrop(8), 3])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="give it to ClassificationTask"):
+    with pytest.raises(TypeError, match=r"transforms\[0\] is the class Normalize; give a callable"):
+        Compose([Normalize])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"Mixup\(alpha=1\.0\), which mixes labels too; give it to ClassificationTask"):
         Compose([RandomCrop(8), Mixup(1.0)])
+
+
+class WhiteEdge(RandomCrop):
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        cut = super().apply(images, parameters).clone()
+        cut[:, :, 0] = 255 if cut.dtype == torch.uint8 else 1
+        return cut
+
+
+class StillFlip(RandomHorizontalFlip):
+    def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        return images
+
+
+class UpsideDown(RandomHorizontalFlip):
+    def move(self, rows: Tensor, columns: Tensor, parameters: Tensor, outside: int) -> tuple[Tensor, Tensor]:
+        return rows.flip(1), columns
+
+
+class DarkRotation(RandomRotation):
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        return super().apply(images, parameters) // 2
+
+
+class RareFlip(RandomHorizontalFlip):
+    def parameters(self, draws: Draws, height: int, width: int) -> Tensor:
+        return draws.bernoulli(0.5) & draws.bernoulli(0.5)
+
+
+class Inverted(Compose):
+    def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
+        return 255 - super().__call__(images, draws)
+
+
+@pytest.mark.parametrize(
+    "member", [WhiteEdge(16), StillFlip(), UpsideDown(), DarkRotation(20), Inverted([RandomCrop(16)])], ids=repr
+)
+def test_a_subclass_with_pixels_of_its_own_keeps_them(member: Transform) -> None:
+    transforms, samples = [RandomCrop(16), member, RandomHorizontalFlip(), RandomRotation(20)], torch.arange(40)
+    expected = in_turn(transforms, photos(), Draws(5, 1, samples))
+    assert torch.equal(Compose(transforms)(photos(), Draws(5, 1, samples)), expected)
+
+
+def test_a_subclass_with_draws_of_its_own_is_fused() -> None:
+    fused, samples = Compose([RandomCrop(16), RareFlip()]), torch.arange(40)
+    assert [type(step) for step, *_ in fused._steps] == [Resampling]
+    expected = in_turn([RandomCrop(16), RareFlip()], photos(), Draws(5, 1, samples))
+    assert torch.equal(fused(photos(), Draws(5, 1, samples)), expected)
+
+
+def test_a_module_gets_the_draws_its_forward_takes() -> None:
+    class Shift(nn.Module):
+        def forward(self, images: Tensor, draws: Draws) -> Tensor:
+            return images + draws.uniform()[:, None, None, None]
+
+    expected = to_float(photos()) + Draws(0, 0, torch.arange(40)).uniform()[:, None, None, None]
+    assert torch.equal(Compose([Shift()])(photos(), Draws(0, 0, torch.arange(40))), expected)
+
+
+def test_keyed_tells_whether_every_member_leaves_the_global_random_numbers_alone() -> None:
+    def double(images: Tensor) -> Tensor:
+        return 2 * images
+
+    assert Compose([]).keyed
+    assert Compose([RandomCrop(8), Compose([TrivialAugment(), Normalize(0.5, 0.5)])]).keyed
+    for foreign in (double, v2.RandomHorizontalFlip(), torch.neg, Compose([double])):
+        assert not Compose([RandomCrop(8), foreign]).keyed
+    declared: Any = double
+    declared.keyed = True
+    assert Compose([RandomCrop(8), declared]).keyed
 
 
 def test_repr_lists_the_transforms() -> None:

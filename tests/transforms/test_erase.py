@@ -38,5 +38,7 @@ def test_box_mask_excludes_the_far_sides() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="size=0 is no size"):
+    with pytest.raises(ValueError, match="size=0 must be at least 1"):
         Cutout(0)
+    with pytest.raises(TypeError, match=r"size=\(4, 8\) is a tuple; give an integer"):
+        Cutout((4, 8))  # type: ignore[arg-type]

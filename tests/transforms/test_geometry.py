@@ -1,5 +1,8 @@
 """Crop, flip, rotation and resize: torchvision's pixels for the same parameters, draws as documented."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
@@ -12,6 +15,13 @@ from cifarkit.transforms.base import to_float
 from cifarkit.transforms.geometry import rotation_matrices
 
 MANY = 20_000
+BAD_SIZES: list[tuple[Any, type[Exception], str]] = [
+    (0, ValueError, "size=0 must be at least 1"),
+    ((8, -1), ValueError, "size=-1 must be at least 1"),
+    ((8, 8, 8), ValueError, r"size=\(8, 8, 8\) holds 3 numbers; give a side in pixels, or \(height, width\)"),
+    (32.0, TypeError, r"size=32\.0 is a float; give an integer"),
+    ("32", TypeError, "size='32' is a str; give an integer"),
+]
 
 
 def photos(count: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
@@ -66,10 +76,13 @@ def test_crop_fills_each_channel() -> None:
 def test_crop_errors() -> None:
     with pytest.raises(ValueError, match="mode='mirror' is unknown; give 'reflect'"):
         RandomCrop(32, mode="mirror")
-    with pytest.raises(ValueError, match="padding=-1 is no padding"):
+    with pytest.raises(ValueError, match="padding=-1 must be at least 0"):
         RandomCrop(32, padding=-1)
-    with pytest.raises(ValueError, match="size=0 is no size; give a positive number of pixels"):
-        RandomCrop(0)
+    with pytest.raises(TypeError, match=r"padding=2\.0 is a float; give an integer"):
+        RandomCrop(32, padding=2.0)  # type: ignore[arg-type]
+    for size, error, message in BAD_SIZES:
+        with pytest.raises(error, match=message):
+            RandomCrop(size)
     with pytest.raises(ValueError, match=r"size=\(41, 41\) exceeds images of 32 x 32 px with padding=4"):
         RandomCrop(41)(photos(1))
     with pytest.raises(ValueError, match="padding=4 is too wide to mirror images of 4 x 9 px"):
@@ -85,7 +98,7 @@ def test_flip_equals_torchvision_with_probability_p() -> None:
     assert flip.parameters(draws(MANY), 5, 8).float().mean().item() == pytest.approx(0.3, abs=0.015)
     assert torch.equal(RandomHorizontalFlip(1)(images), images.flip(-1))
     assert torch.equal(RandomHorizontalFlip(0)(images), images)
-    with pytest.raises(ValueError, match=r"p=1.5 is out of range; give a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"p=1\.5 must be at least 0 and at most 1"):
         RandomHorizontalFlip(1.5)
 
 
@@ -146,7 +159,7 @@ def test_quarter_turns_are_exact() -> None:
 
 
 def test_rotation_errors() -> None:
-    with pytest.raises(ValueError, match=r"degrees=-5 is out of range; give a number from 0 to 180"):
+    with pytest.raises(ValueError, match=r"degrees=-5 must be at least 0 and at most 180"):
         RandomRotation(-5)
     with pytest.raises(TypeError, match=r"degrees=\(5, 9\) is a tuple; give a number"):
         RandomRotation((5, 9))  # type: ignore[arg-type]
@@ -162,3 +175,16 @@ def test_resize_equals_torchvision(size: int | tuple[int, int], shape: tuple[int
     expected = TF.resize(to_float(images), target, antialias=True)
     torch.testing.assert_close(Resize(size)(to_float(images)), expected, atol=1e-6, rtol=0)
     assert (Resize(size)(images).int() - TF.resize(images, target, antialias=True).int()).abs().max() <= 1
+
+
+def test_resize_errors() -> None:
+    for size, error, message in BAD_SIZES:
+        with pytest.raises(error, match=message):
+            Resize(size)
+
+
+def test_sizes_may_come_from_numpy() -> None:
+    side: Any = np.int64(20)
+    assert repr(Resize(side)) == "Resize(size=20)"
+    assert repr(RandomCrop(side, padding=side)) == repr(RandomCrop(20, padding=20))
+    assert Resize((side, 31))(photos(2)).shape == RandomCrop([side, np.int32(31)])(photos(2)).shape == (2, 3, 20, 31)

@@ -91,5 +91,7 @@ def test_errors(mix: Mix) -> None:
         mix(photos(), LABELS, 2)
     with pytest.raises(ValueError, match=r"labels is torch.float32 of shape \(6,\); give int64 \(6,\)"):
         mix(photos(), LABELS.float(), 3)
-    with pytest.raises(ValueError, match="alpha=0 is out of range; give a number above 0"):
+    with pytest.raises(ValueError, match="alpha=0 must be above 0"):
         type(mix)(0)
+    with pytest.raises(TypeError, match="alpha='1' is a str; give a number"):
+        type(mix)("1")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from cifarkit.checks import check_callable, check_number
 from cifarkit.training.task import Batch, Task, Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +44,16 @@ class ClassificationTask(Task):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
+        if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"give ClassificationTask a network and its optimizer, both built, in this order; got "
+                f"{type(model).__name__} and {optimizer if isinstance(optimizer, type) else type(optimizer).__name__}"
+            )
+        if mix is not None:
+            check_callable("mix", mix, "give Mixup(alpha) or CutMix(alpha)")
+        if loss is not None:
+            check_callable("loss", loss, "give a function of logits and labels, such as nn.CrossEntropyLoss()")
+        label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1, below=True)
         if loss is not None and label_smoothing:
             raise ValueError("label_smoothing applies to cross-entropy only; give it to your loss instead")
         self.model = model
@@ -78,6 +87,8 @@ class ClassificationTask(Task):
     # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
 
     def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if len(batch) != 2:
+            raise ValueError(f"a batch must be (images, labels); got {len(batch)} tensors")
         images, labels = batch
         if self._checked:
             return images, labels
