@@ -130,7 +130,7 @@ def test_mistakes_are_named(images: Any, options: dict[str, Any], error: type[Ex
 
 
 def test_a_model_that_is_none_is_named() -> None:
-    with pytest.raises(TypeError, match="model is a function; give a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is a function; give a torch\.nn\.Module"):
         predict(photos, photos())  # type: ignore[arg-type]
 
 

@@ -139,8 +139,8 @@ def test_a_seed_that_is_no_integer_is_named(seed: Any, kind: str) -> None:
 
 
 def test_a_seed_may_come_from_numpy() -> None:
-    assert type(seed_everything(np.int64(3))) is int  # type: ignore[arg-type]
-    assert torch.equal(Draws(np.int64(-3), 0, torch.arange(5)).uniform(), many(-3, samples=5).uniform())  # type: ignore[arg-type]
+    assert type(seed_everything(np.int64(3))) is int
+    assert torch.equal(Draws(np.int64(-3), 0, torch.arange(5)).uniform(), many(-3, samples=5).uniform())
 
 
 def test_deterministic_asks_for_deterministic_kernels() -> None:

@@ -96,6 +96,11 @@ class Loader:
             yield batch
         self.epoch, self._position = self.epoch + 1, 0
 
+    @property
+    def position(self) -> int:
+        """Batches of the epoch that are used up."""
+        return self._position
+
     def copy(self) -> Loader:
         """Return a loader of the same images at the same position, which moves on its own."""
         return copy.copy(self)
@@ -145,10 +150,12 @@ class Loader:
 
     def _prefetched(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Prepare each batch in a thread while the one before is in use."""
+        # One core for the worker keeps its operators from competing with the model for all of them. Setting that also
+        # sets the default of threads yet to come, so it is put back, once the worker has read it and made it its own.
         threads = torch.get_num_threads()
-        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=_use_one_core) as worker:
-            worker.submit(torch.get_num_threads).result()  # the worker has set its number, and with it ...
-            torch.set_num_threads(threads)  # ... the default of threads that start later, which is put back here
+        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
+            worker.submit(torch.get_num_threads).result()
+            torch.set_num_threads(threads)
             submitted = (worker.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
             following = next(submitted, None)
             while following is not None:
@@ -160,7 +167,7 @@ class Loader:
 
     def _prepare(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         on_device = indices.to(self.device)
-        images, labels = self._images[on_device], self._labels[on_device]
+        images, labels = self._images.index_select(0, on_device), self._labels[on_device]  # many times as fast as [...]
         if self.transform is not None:
             if not self._takes_uint8:
                 images = images.float() / 255
@@ -169,9 +176,3 @@ class Loader:
             else:
                 images = self.transform(images)
         return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
-
-
-def _use_one_core() -> None:
-    """Keep the operators of this thread from competing with the model for every core."""
-    torch.get_num_threads()  # the first call in a thread takes over the default, so it must come before
-    torch.set_num_threads(1)

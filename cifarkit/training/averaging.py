@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.loading import undisturbed
+from cifarkit.training.loading import iterating, undisturbed
 from cifarkit.training.schedules import Schedule
 from cifarkit.training.task import Task, train_unfrozen
 
@@ -117,7 +117,11 @@ class WeightAveraging(Callback):
 
     def _refresh(self, run: Run) -> None:
         for network in self._averaged_networks().values():
-            with undisturbed(run.train_loader) as batches, run.trainer.precision.autocast():
+            with (
+                undisturbed(run.train_loader) as loader,
+                iterating(loader) as batches,
+                run.trainer.precision.autocast(),
+            ):
                 refresh_batchnorm(network, _images(run, batches, self.batchnorm_samples))
 
 

@@ -45,6 +45,17 @@ def undisturbed(loader: Any) -> Iterator[Any]:
         rng.restore()
 
 
+@contextmanager
+def iterating(batches: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Iterate, and end the iteration with the block: an exception would keep its thread alive as long as itself."""
+    iterator = iter(batches)
+    try:
+        yield iterator
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
 def generator_states(loader: Any) -> list[Tensor]:
     """Return the states of the generators that a DataLoader and its sampler were given."""
     return [generator.get_state() for generator in _generators(loader)]

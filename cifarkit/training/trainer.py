@@ -19,7 +19,7 @@ from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import find_checkpoint, load_checkpoint
 from cifarkit.training.compiling import compile_networks, fall_back_to_eager
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
-from cifarkit.training.loading import require_batches, undisturbed
+from cifarkit.training.loading import iterating, require_batches, undisturbed
 from cifarkit.training.loggers import Logger
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.precision import SMALLEST_SCALE, Precision, choose_device, step_scaled
@@ -191,7 +191,12 @@ class Trainer:
         check_task(task).to(self.device)
         sums: dict[str, list[Tensor]] = {}
         counts: dict[str, int] = {}
-        with undisturbed(loader) as batches, evaluation_mode(task), torch.inference_mode():
+        with (
+            undisturbed(loader) as bystander,
+            iterating(bystander) as batches,
+            evaluation_mode(task),
+            torch.inference_mode(),
+        ):
             for batch in batches:
                 if guard is not None:
                     guard.check()
@@ -259,8 +264,17 @@ class Trainer:
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
         run.notify("on_epoch_start")
         run.task.train()
-        batches, factor = run.open_loader(), self.accumulation.factor(run.epoch)
-        whole = True
+        with iterating(run.open_loader()) as batches:
+            whole = self._run_batches(run, batches, guard)
+        # An interruption of the validation leaves the epoch open, and the resumed run validates again.
+        validation = self.evaluate(run.task, run.val_loader, guard=guard) if run.val_loader is not None else {}
+        run.require_finite(validation)
+        run.end_epoch(validation, whole)
+        guard.check()
+
+    def _run_batches(self, run: Run, batches: Iterator[Batch], guard: InterruptGuard) -> bool:
+        """Train on the batches of an epoch; return False if the run ended before the last of them."""
+        factor = self.accumulation.factor(run.epoch)
         while window := run.take(batches, factor):
             run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.batches_left == 0
             stepped = self._train_step_or_fall_back(run, window)
@@ -272,13 +286,8 @@ class Trainer:
                     hook(run)
             guard.check()
             if run.batches_left and self.is_finished(run):
-                whole = False
-                break
-        # An interruption of the validation leaves the epoch open, and the resumed run validates again.
-        validation = self.evaluate(run.task, run.val_loader, guard=guard) if run.val_loader is not None else {}
-        run.require_finite(validation)
-        run.end_epoch(validation, whole)
-        guard.check()
+                return False
+        return True
 
     def _train_step_or_fall_back(self, run: Run, window: Sequence[Batch]) -> bool:
         try:

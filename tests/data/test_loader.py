@@ -196,6 +196,7 @@ def test_a_transform_with_the_global_random_state_repeats_beside_a_model_that_us
 
 
 def global_noise(images: Tensor) -> Tensor:
+    assert threading.current_thread() is threading.main_thread()  # two threads would race for the global state
     return images + torch.rand_like(images)
 
 
@@ -443,7 +444,7 @@ def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
 def test_numbers_must_be_integers(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name}={value!r} is a {type(value).__name__}; give an integer"):
         Loader(numbered(5), **({"batch_size": 2} | {name: value}))
-    assert len(Loader(numbered(5), np.int64(2), seed=np.int32(3))) == 3  # type: ignore[arg-type]
+    assert len(Loader(numbered(5), np.int64(2), seed=np.int32(3))) == 3
 
 
 @pytest.mark.parametrize(

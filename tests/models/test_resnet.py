@@ -123,12 +123,13 @@ def test_a_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pyt
         resnet18(weights=tmp_path / "net.safetensors")
 
 
-def test_a_file_cut_at_any_place_is_damaged(tmp_path: Path, imagenet_file: Path) -> None:
-    whole = imagenet_file.read_bytes()
-    for length in (1, 22, 1000, 4096, 2**20 + 1, len(whole) // 2, len(whole) - 70_000, len(whole) - 30, len(whole) - 1):
-        (tmp_path / "part.pt").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"part\.pt' is no file of tensors"):
-            resnet18(weights=tmp_path / "part.pt")
+@pytest.mark.parametrize("share", [0.2, 0.8, 0.95, 0.999])  # for the last three of a small file PyTorch raises OSError
+def test_a_file_cut_at_any_place_is_damaged(share: float, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(30, 30).state_dict(), tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "part.pt").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"part\.pt' is no file of tensors"):
+        resnet18(weights=tmp_path / "part.pt")
 
 
 def test_files_without_batch_counters_load(imagenet_state: dict[str, Tensor], tmp_path: Path) -> None:

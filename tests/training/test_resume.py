@@ -294,6 +294,18 @@ def resume(task: ClassificationTask, path: Any) -> Run:
     return Trainer(max_epochs=2, progress=False).fit(task, loader, resume=path)
 
 
+def test_a_run_goes_on_with_another_batch_size(tmp_path: Path) -> None:
+    def run_with(batch_size: int, **settings: Any) -> Run:
+        loader = Loader(pictures(64), batch_size, shuffle=True)
+        trainer = Trainer(progress=False, callbacks=[ModelCheckpoint(tmp_path)], **settings)
+        return trainer.fit(make_task(), loader, resume="auto")
+
+    assert run_with(16, max_steps=2).batches_left == 2
+    resumed = run_with(8, max_epochs=1)
+    assert (resumed.step, resumed.epoch, resumed.images) == (2 + 4, 1, 64)
+    assert "grad_norm" in resumed.metrics  # the last update of the epoch was a log step
+
+
 def test_the_checkpoint_of_another_model_is_named(checkpoint: Path) -> None:
     message = (
         r"belongs to another model: 'model\.0\.weight' has shape \(4, 3, 3, 3\) there and \(5, 3, 3, 3\) in this task"

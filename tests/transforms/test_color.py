@@ -1,5 +1,7 @@
 """Colour: torchvision's values for the same factors, and its normalisation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_normalize_errors() -> None:
         Normalize(MEAN, (0.2, 0.2))
     with pytest.raises(ValueError, match="mean has 3 values and images has 1 channels; give one for each"):
         Normalize(MEAN, STD)(photos(1, 1))
-    with pytest.raises(TypeError, match="mean='0.5' is a str; give a number"):
+    with pytest.raises(TypeError, match=r"mean='0\.5' is a str; give a number"):
         Normalize("0.5", 0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"std=\(\) is empty; give a number, or one for each channel"):
         Normalize(0.5, ())
@@ -91,5 +93,6 @@ def test_normalize_errors() -> None:
 
 def test_arrays_and_tensors_serve_as_numbers() -> None:
     images = photos(2)
-    for convert in (np.array, torch.tensor):
+    converters: list[Any] = [np.array, torch.tensor]
+    for convert in converters:
         assert torch.equal(Normalize(convert(MEAN), convert(0.25))(images), Normalize(MEAN, 0.25)(images))

@@ -94,4 +94,4 @@ def test_errors(mix: Mix) -> None:
     with pytest.raises(ValueError, match="alpha=0 must be above 0"):
         type(mix)(0)
     with pytest.raises(TypeError, match="alpha='1' is a str; give a number"):
-        type(mix)("1")
+        type(mix)("1")  # type: ignore[arg-type]
