@@ -137,6 +137,11 @@ class Run:
         for metric, value in update.metrics.items():
             add(metric_name(name, metric, prefix="train_"), value, samples, self.step)
 
+    def drop_gradients(self) -> None:
+        """Forget all gradients, including those left in judged networks."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def take(self, batches: Iterator[Batch], count: int) -> list[Batch]:
         """Take the micro-batches of one update, at most count."""
         window: list[Batch] = []

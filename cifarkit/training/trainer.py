@@ -96,14 +96,16 @@ class Trainer:
         run.stepped, total = False, sum(counts)
         stages = [iter(run.task.updates(batch)) for batch in micro_batches]
         while True:
-            names = [self._accumulate(run, stage, count, total) for stage, count in zip(stages, counts, strict=True)]
+            names: list[str | None] = []
+            for stage, count in zip(stages, counts, strict=True):
+                names.append(self._accumulate(run, stage, count, total, fresh=not names))
             if len(set(names)) > 1:
                 raise RuntimeError(f"the micro-batches of one window disagree on the next optimizer: {names}")
             if names[0] is None:
                 return run.stepped
             run.stepped = self.apply(run, names[0]) or run.stepped
 
-    def _accumulate(self, run: Run, stage: Iterator[Update], count: int, total: int) -> str | None:
+    def _accumulate(self, run: Run, stage: Iterator[Update], count: int, total: int, *, fresh: bool) -> str | None:
         """Add the gradient of a micro-batch's next loss; return the name of its optimizer, None after the last."""
         with self.precision.autocast():  # forward and loss only; the region ends before backward
             update = next(stage, None)
@@ -111,19 +113,19 @@ class Trainer:
             return None
         check_update(update, run.task)
         loss = update.loss if count == total else update.loss * (count / total)
+        if fresh:  # not sooner: so backward takes over their memory, and forward the memory of the last activations
+            run.drop_gradients()
         run.scalers[update.optimizer].scale(loss).backward()  # type: ignore[no-untyped-call]
         run.add_metrics(update, count)
         return update.optimizer
 
     def apply(self, run: Run, name: str) -> bool:
-        """Step one optimizer, then drop all gradients, including those left in judged networks."""
+        """Step one optimizer; return False if fp16 overflowed."""
         optimizer, scaler = run.task.optimizers[name], run.scalers[name]
         set_rates(optimizer, run.schedule(run.progress))
         scaler.unscale_(optimizer)
         norm = self._clip(run, name) if self.clip_bound is not None or run.at_log_step else None
         stepped = step_scaled(scaler, optimizer)
-        for parameter in run.parameters:
-            parameter.grad = None
         if norm is not None and run.at_log_step and stepped:  # the norm of a skipped step is infinite
             run.meters.add(metric_name(name, "grad_norm"), norm, 1, run.step)
         if not stepped and scaler.get_scale() < SMALLEST_SCALE:
@@ -176,6 +178,7 @@ class Trainer:
             for logger in loggers:
                 at_the_end.callback(logger.close, run)
             at_the_end.callback(task.eval)
+            at_the_end.callback(run.drop_gradients)
             try:
                 self._prepare(run, find_checkpoint(resume, self.callbacks))
                 self._run_epochs(run, guard)
