@@ -232,7 +232,6 @@ class Trainer:
     def _prepare(self, run: Run, checkpoint: Path | None) -> None:
         run.task.to(self.device)
         run.task.to(memory_format=torch.channels_last)
-        run.task.zero_grad(set_to_none=True)  # gradients left by the caller would be added to
         if self.compile:
             compile_networks(run.task)
         state = load_checkpoint(checkpoint) if checkpoint else None
