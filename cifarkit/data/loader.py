@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ class Loader:
         return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(self._bounds)]
 
     def _prefetched(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Prepare each batch in a thread while the one before is in use."""
+        """Prepare each batch in a thread while those before it are in use."""
         # One core for the worker keeps its operators from competing with the model for all of them. Setting that also
         # sets the default of threads yet to come, so it is put back, once the worker has read it and made it its own.
         threads = torch.get_num_threads()
@@ -157,9 +158,10 @@ class Loader:
             worker.submit(torch.get_num_threads).result()
             torch.set_num_threads(threads)
             submitted = (worker.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
-            following = next(submitted, None)
-            while following is not None:
-                batch, following = following.result(), next(submitted, None)
+            ahead = deque(islice(submitted, 2))  # two, so that the worker never waits to be told of the next
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(islice(submitted, 1))
                 yield batch
 
     def _prepared(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
