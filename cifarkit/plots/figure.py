@@ -25,6 +25,7 @@ BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Make a figure of so many inches that belongs to no window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
@@ -62,6 +63,7 @@ def class_indices(values: Numbers, name: str, count: int) -> NDArray[np.int64]:
 
 
 def require_same_length(**arguments: Any) -> None:
+    """Raise ValueError unless the two arguments have the same length."""
     (first, one), (second, other) = arguments.items()
     if len(one) != len(other):
         raise ValueError(f"{first} has {len(one)} entries but {second} has {len(other)}; give one for each image")
