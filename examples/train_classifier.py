@@ -21,11 +21,14 @@ flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--model", default="speednet", choices=["speednet", "resnet18", "resnet34"])
 flag("--epochs", type=int, default=10)
 flag("--batch-size", type=int, default=128)
-flag("--lr", type=float, default=0.1)
+flag("--optimizer", default="sgd", choices=["sgd", "muon"], help="muon: orthogonal steps for the convolutions")
+flag("--lr", type=float, help="peak rate; 0.1 for sgd, 0.03 for muon")
 flag("--seed", type=int, default=0)
 flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"])
 flag("--schedule", default="one_cycle", choices=["one_cycle", "cosine", "triangle", "constant"])
 flag("--no-augmentation", action="store_true", help="leave out crop and flip")
+flag("--padding", type=int, default=4, help="pixels added around the image before the crop")
+flag("--alternating-flip", action="store_true", help="mirror each image in every other epoch")
 flag("--rotation", type=float, default=0.0, help="degrees")
 flag("--cutout", type=int, default=0, help="pixels")
 flag("--mix", choices=["Mixup", "CutMix"])
@@ -59,7 +62,8 @@ seed_everything(args.seed)
 everything = load(args.data, train=True)
 train_set, val_set = (everything.split(600)[0] if args.tiny else everything).split(0.9, 0.1)
 normalize = transforms.Normalize(*train_set.mean_std())
-augmentation = [transforms.RandomCrop(train_set.image_shape[1:]), transforms.RandomHorizontalFlip()]
+flip = transforms.AlternatingFlip() if args.alternating_flip else transforms.RandomHorizontalFlip()
+augmentation = [transforms.RandomCrop(train_set.image_shape[1:], args.padding), flip]
 augmentation = [] if args.no_augmentation else augmentation
 augmentation += [transforms.RandomRotation(args.rotation)] if args.rotation else []
 augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
@@ -69,7 +73,10 @@ val_loader = data.Loader(val_set, 500, transform=normalize)
 
 build = {"speednet": models.SpeedNet, "resnet18": models.resnet18, "resnet34": models.resnet34}[args.model]
 model = build(train_set.num_classes)
-optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+if args.optimizer == "muon":
+    optimizer = training.Muon(training.muon_groups(model, args.lr or 0.03))
+else:
+    optimizer = torch.optim.SGD(model.parameters(), args.lr or 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 mix = getattr(transforms, args.mix)(1.0) if args.mix else None
 task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
 

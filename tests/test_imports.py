@@ -40,6 +40,7 @@ LEVELS = {  # inside training: a module imports those of its own level and below
                 "config",
                 "loading",
                 "compatibility",
+                "muon",
             ],
             ["callbacks", "averaging", "loggers", "trackers", "checkpoint", "progress"],
             ["run"],

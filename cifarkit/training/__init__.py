@@ -7,6 +7,7 @@ from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_
 from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
+from cifarkit.training.muon import Muon, muon_groups
 from cifarkit.training.run import Run
 from cifarkit.training.task import Task, Update, freeze, unfreeze
 from cifarkit.training.tasks.classification import ClassificationTask
@@ -23,6 +24,7 @@ __all__ = [
     "LearningRateSweep",
     "Logger",
     "ModelCheckpoint",
+    "Muon",
     "NonFiniteLossError",
     "Run",
     "StochasticWeightAveraging",
@@ -36,6 +38,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "lr_find",
+    "muon_groups",
     "refresh_batchnorm",
     "run_folder",
     "save_weights",

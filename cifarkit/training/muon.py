@@ -1,0 +1,151 @@
+"""Muon: momentum whose step for each kernel is an orthogonal matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cifarkit.checks import check_integer, check_number
+from cifarkit.inference import cpu_has_bf16
+
+# Five rounds of this odd polynomial push singular values from (0, 1] into about [0.7, 1.2]; Jordan 2024 found the
+# coefficients by maximising the slope at 0, and leaves it at that, since equal values are not needed.
+_LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.7750, 2.0315
+
+
+class Muon(Optimizer):
+    """Step along the orthogonal matrix nearest to the Nesterov momentum of each kernel, so every direction moves alike.
+
+    A group with ``orthogonal`` true holds kernels, whose trailing dimensions count as one; any other group is stepped
+    by SGD with Nesterov momentum. :func:`muon_groups` sorts a network's parameters.
+
+    A kernel in front of a BatchNorm has no scale of its own. With ``keep_norm`` it is brought to the Frobenius norm
+    sqrt(D_out) before each step, so that lr is the relative change of a filter and needs no weight decay.
+
+    Args:
+        params: parameters, or dicts of them with options of their own, as for any torch optimizer.
+        lr: the factor of the step, above 0.
+        momentum: share of the past in the momentum, in [0, 1).
+        weight_decay: in an orthogonal group decoupled, p -= lr * weight_decay * p; in others added to the gradient.
+        orthogonal: the default for groups that do not say.
+        keep_norm: see above; use it only where a normalisation follows.
+    Raises:
+        ValueError: if a number is out of range, or a group is orthogonal and holds a parameter of one dimension.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.03,
+        momentum: float = 0.6,
+        weight_decay: float = 0.0,
+        *,
+        orthogonal: bool = True,
+        keep_norm: bool = False,
+    ) -> None:
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, options | {"orthogonal": orthogonal, "keep_norm": keep_norm})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_number("lr", group["lr"], 0, above=True)
+        check_number("momentum", group["momentum"], 0, 1, below=True)
+        check_number("weight_decay", group["weight_decay"], 0)
+        flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
+        if group["orthogonal"] and flat is not None:
+            raise ValueError(
+                f"an orthogonal group holds a parameter of shape {flat}, which is no matrix; put it into a group with "
+                "orthogonal=False, as muon_groups does"
+            )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one step; closure is called first, as in every torch optimizer, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            step = _step_orthogonal if group["orthogonal"] else _step_plain
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    step(parameter, self.state[parameter], group)
+        return loss
+
+
+def muon_groups(
+    model: nn.Module, lr: float = 0.03, other_lr: float = 0.1, other_weight_decay: float = 5e-4
+) -> list[dict[str, Any]]:
+    """Sort a network for :class:`Muon`: its convolution kernels behind the first, and all other parameters.
+
+    The first convolution reads pixels and the linear head writes logits; like biases and norms they are stepped by SGD
+    with momentum 0.9. Kernels keep their norm if the network has a BatchNorm. Parameters that want no gradient are
+    left out.
+
+    Args:
+        model: a convolutional network.
+        lr: rate of the kernels, the relative change of a filter in a step.
+        other_lr: rate of the rest.
+        other_weight_decay: of the rest.
+    Raises:
+        ValueError: if the network has fewer than two convolutions to train.
+    """
+    kernels = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)][1:]
+    kernels = [kernel for kernel in kernels if kernel.requires_grad]
+    if not kernels:
+        raise ValueError(f"model is a {type(model).__name__} without a second convolution to train; use torch.optim")
+    chosen = {id(kernel) for kernel in kernels}
+    others = [item for item in model.parameters() if item.requires_grad and id(item) not in chosen]
+    keep_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+    plain = {"orthogonal": False, "lr": other_lr, "momentum": 0.9, "weight_decay": other_weight_decay}
+    return [{"params": kernels, "lr": lr, "keep_norm": keep_norm}, {"params": others} | plain]
+
+
+def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """Bring the singular values of a matrix near 1 and keep its singular vectors, by Newton and Schulz's iteration.
+
+    Args:
+        matrices: (M, N) floating point; zeros stay zeros.
+        rounds: of the iteration; 5 bring values down to 0.005 of the Frobenius norm up to 0.7.
+    Returns:
+        (M, N) in the dtype of the input, computed in bf16 where the processor has it.
+    Source: Jordan et al. 2024; Bernstein and Newhouse 2024, arXiv 2409.20325, appendix A.
+    """
+    check_integer("rounds", rounds, 1)
+    native = matrices.device.type == "cuda" or cpu_has_bf16()
+    x = matrices.to(torch.bfloat16 if native else torch.float32)
+    x = x / (x.norm() + 1e-7)
+    wide = x if len(x) <= x.shape[1] else x.T  # the product below is then the smaller of the two
+    for _ in range(rounds):
+        gram = wide @ wide.T  # (M, M)
+        wide = _LINEAR * wide + (_CUBIC * gram + _QUINTIC * gram @ gram) @ wide
+    return (wide if len(x) <= x.shape[1] else wide.T).to(matrices.dtype)
+
+
+def _nesterov(parameter: Tensor, gradient: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    buffer: Tensor = state["momentum_buffer"].mul_(momentum).add_(gradient)
+    return gradient.add(buffer, alpha=momentum)
+
+
+def _step_orthogonal(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    assert parameter.grad is not None
+    direction = _nesterov(parameter, parameter.grad, state, group["momentum"])
+    matrix = orthogonalize(direction.reshape(len(parameter), -1))  # (D, C, h, w) -> (D, C * h * w)
+    if group["keep_norm"]:
+        parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-12))
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.add_(matrix.view(parameter.shape), alpha=-group["lr"])
+
+
+def _step_plain(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    assert parameter.grad is not None
+    gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
+    parameter.add_(_nesterov(parameter, gradient, state, group["momentum"]), alpha=-group["lr"])

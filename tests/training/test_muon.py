@@ -1,0 +1,105 @@
+"""Muon: orthogonal steps for kernels, plain momentum for the rest."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cifarkit.training.muon import Muon, muon_groups, orthogonalize
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 4)
+    )
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16)])
+def test_orthogonalize_keeps_singular_vectors_and_levels_values(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    levelled = left.T @ orthogonalize(matrix) @ right.T
+    strong = values > 0.05 * values.norm()
+    diagonal = levelled.diagonal()
+    assert ((diagonal[strong] > 0.6) & (diagonal[strong] < 1.3)).all()
+    assert (levelled - diagonal.diag()).abs().max() < 0.05
+
+
+def test_orthogonalize_leaves_zeros() -> None:
+    assert orthogonalize(torch.zeros(3, 5)).eq(0).all()
+
+
+def test_plain_group_is_sgd_with_nesterov_momentum() -> None:
+    ours, theirs = small_net(), small_net()
+    plain = Muon(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, orthogonal=False)
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True)
+    for _ in range(3):
+        for net, optimizer in ((ours, plain), (theirs, sgd)):
+            optimizer.zero_grad()
+            net(torch.ones(2, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_kernel_moves_by_an_orthogonal_matrix_from_its_kept_norm() -> None:
+    kernel = nn.Parameter(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2)))
+    kernel.grad = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(3))
+    scaled = kernel.detach() * 2 / kernel.detach().norm()
+    expected = scaled - 0.5 * orthogonalize(1.6 * kernel.grad.flatten(1)).view_as(scaled)
+    Muon([kernel], lr=0.5, momentum=0.6, keep_norm=True).step()
+    torch.testing.assert_close(kernel.detach(), expected)
+
+
+def test_weight_decay_of_a_kernel_is_decoupled() -> None:
+    kernel = nn.Parameter(torch.ones(2, 2))
+    kernel.grad = torch.zeros(2, 2)
+    Muon([kernel], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(kernel.detach(), torch.full((2, 2), 0.95))
+
+
+def test_groups_take_each_trainable_parameter_once() -> None:
+    net = small_net()
+    net[1].weight.requires_grad_(False)
+    kernels, others = muon_groups(net)
+    assert [id(item) for item in kernels["params"]] == [id(net[3].weight)]
+    assert kernels["keep_norm"]
+    assert len(others["params"]) == 6
+    assert muon_groups(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))[0]["keep_norm"] is False
+
+
+def test_state_survives_a_checkpoint() -> None:
+    nets = [small_net(), small_net()]
+    first, second = (Muon(muon_groups(net)) for net in nets)
+    nets[0](torch.ones(2, 3, 8, 8)).sum().backward()
+    first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch shares the tensors otherwise
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, optimizer in zip(nets, (first, second), strict=True):
+        optimizer.zero_grad()
+        net(torch.ones(2, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(nets[0][3].weight, nets[1][3].weight)
+
+
+def test_closure_is_called_with_gradients_on() -> None:
+    kernel = nn.Parameter(torch.eye(3))
+
+    def closure() -> float:
+        kernel.square().sum().backward()
+        return 3.0
+
+    assert Muon([kernel]).step(closure) == 3.0
+
+
+def test_refuses_what_it_cannot_step() -> None:
+    with pytest.raises(ValueError, match=r"parameter of shape \(8,\), which is no matrix"):
+        Muon(small_net().parameters())
+    with pytest.raises(ValueError, match=r"momentum=1 must be"):
+        Muon([torch.ones(2, 2)], momentum=1)
+    with pytest.raises(ValueError, match="Linear without a second convolution"):
+        muon_groups(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
+        orthogonalize(torch.ones(2, 2), rounds=0)
