@@ -57,8 +57,8 @@ def predict(
     batch_size = check_integer("batch_size", batch_size, 1)
     if views not in (1, 2, 6):
         raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    with evaluation_mode(model), _autocast(precision, device):
+    device = device_of(model)
+    with evaluation_mode(model), inference_autocast(precision, device):
         batches = [chunk.to(device, memory_format=torch.channels_last) for chunk in torch.split(images, batch_size)]
         logits = [_average_views(model, batch, views).float().cpu() for batch in batches]
     return torch.cat(logits)
@@ -86,7 +86,17 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter; the CPU if it has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def inference_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Open autocast to bf16 for "bf16", or for "auto" where the device computes it natively; else do nothing.
+
+    Raises:
+        ValueError: if precision is not "auto", "fp32" or "bf16".
+    """
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'fp32' or 'bf16'")
     if precision == "auto":

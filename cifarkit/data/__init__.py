@@ -1,8 +1,9 @@
 """Images in: labelled uint8 images in memory, and the places they come from."""
 
 from cifarkit.data.dataset import ImageDataset
+from cifarkit.data.features import FeatureLoader
 from cifarkit.data.loader import Loader
 from cifarkit.data.shapes import shapes
 from cifarkit.data.sources import cifar10, cifar100, image_folder, load_npz
 
-__all__ = ["ImageDataset", "Loader", "cifar10", "cifar100", "image_folder", "load_npz", "shapes"]
+__all__ = ["FeatureLoader", "ImageDataset", "Loader", "cifar10", "cifar100", "image_folder", "load_npz", "shapes"]

@@ -123,9 +123,10 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
     x = x / (x.norm() + 1e-7)
     wide = x if len(x) <= x.shape[1] else x.T  # the product below is then the smaller of the two
     for _ in range(rounds):
-        gram = wide @ wide.T  # (M, M)
+        gram = wide @ wide.T  # (M, M), M <= N
         wide = _LINEAR * wide + (_CUBIC * gram + _QUINTIC * gram @ gram) @ wide
-    return (wide if len(x) <= x.shape[1] else wide.T).to(matrices.dtype)
+    levelled: Tensor = (wide if len(x) <= x.shape[1] else wide.T).to(matrices.dtype)
+    return levelled
 
 
 def _nesterov(parameter: Tensor, gradient: Tensor, state: dict[str, Any], momentum: float) -> Tensor:

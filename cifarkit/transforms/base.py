@@ -25,11 +25,14 @@ class Transform(ABC):
             Compose and the Loader convert to float first.
         needs_unit_range: the values must be in [0, 1] (or uint8), so the transform comes before Normalize.
         leaves_unit_range: the values that come out are no longer in [0, 1].
+        fixed: the same image gives the same result every time, so that what is computed from it may be kept; false
+            unless a class says so.
     """
 
     accepts_uint8: bool = False
     needs_unit_range: bool = False
     leaves_unit_range: bool = False
+    fixed: bool = False
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:

@@ -67,6 +67,7 @@ class Normalize(Transform):
     accepts_uint8 = True
     needs_unit_range = True
     leaves_unit_range = True
+    fixed = True
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         self.mean, self.std = check_numbers("mean", mean, 0, 1), check_numbers("std", std, 0, above=True)

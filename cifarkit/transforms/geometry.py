@@ -190,6 +190,8 @@ class Resize(Transform):
         ValueError: if a side is below 1.
     """
 
+    fixed = True
+
     def __init__(self, size: int | Sequence[int]) -> None:
         height, width = check_size("size", size)
         self.size = (height, width) if isinstance(size, Sequence) else height

@@ -85,6 +85,13 @@ def test_input_is_left_alone(transform: Transform) -> None:
 
 
 @pytest.mark.parametrize("transform", ALL, ids=repr)
+def test_a_fixed_transform_does_not_depend_on_the_draws(transform: Transform) -> None:
+    images, samples = photos(24), torch.arange(24)
+    epochs = [transform(images, Draws(0, epoch, samples)) for epoch in range(2)]
+    assert transform.fixed == torch.equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("transform", ALL, ids=repr)
 def test_any_memory_layout(transform: Transform) -> None:
     images, samples = photos(6), torch.arange(6)
     result = transform(images.contiguous(memory_format=torch.channels_last), Draws(0, 0, samples))

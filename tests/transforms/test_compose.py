@@ -195,6 +195,19 @@ def test_keyed_tells_whether_every_member_leaves_the_global_random_numbers_alone
     assert Compose([RandomCrop(8), declared]).keyed
 
 
+def test_it_is_fixed_if_every_member_says_so() -> None:
+    def double(images: Tensor) -> Tensor:
+        return 2 * images
+
+    assert Compose([]).fixed
+    assert Compose([Resize(8), Compose([Normalize(0.5, 0.5)])]).fixed
+    for moving in (RandomCrop(8), double, v2.Resize(8), Compose([double]), Compose([AlternatingFlip()])):
+        assert not Compose([Resize(8), moving]).fixed
+    declared: Any = double
+    declared.fixed = True
+    assert Compose([Resize(8), declared]).fixed
+
+
 def test_repr_lists_the_transforms() -> None:
     assert (
         repr(Compose([RandomHorizontalFlip(), Resize(8)])) == "Compose([RandomHorizontalFlip(p=0.5), Resize(size=8)])"

@@ -1,0 +1,129 @@
+"""Batches of a frozen network's features instead of images."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cifarkit.checks import check_number
+from cifarkit.data.loader import Loader
+from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+
+_log = logging.getLogger(__name__)
+_CHUNK = 512  # images at a time in the pass that fills the cache
+
+
+class FeatureLoader(Loader):
+    """Iterate over (features, labels) where a :class:`Loader` gives (images, labels), in the same order.
+
+    Where the transform is fixed (none, or its attribute ``fixed`` is true) the features of all images are computed
+    once, at the first batch, and kept: make a new FeatureLoader when the backbone has learnt since. Else, or if they
+    need too much memory, they are computed batch by batch, which a warning tells. The backbone runs in evaluation mode
+    without gradients, and afterwards is as it was.
+
+    Args:
+        loader: whose dataset, transform, order, device and position are taken over; it does not move with this one.
+        backbone: images (B, C, H, W) -> features (B, ...), a module or a method of one, such as ``hybrid.features``.
+        precision: what the backbone computes and the cache keeps: "fp32", "bf16", or "auto" as in ``predict``. The
+            batches are float32 in any case.
+        max_bytes: the largest cache, on the loader's device.
+    Raises:
+        TypeError: if loader is no Loader, backbone no module, or it gives no tensor of one row an image.
+        ValueError: if precision is unknown or max_bytes below 0.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        backbone: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        precision: str = "auto",
+        max_bytes: float = 4 * 2**30,
+    ) -> None:
+        if not isinstance(loader, Loader):
+            raise TypeError(f"loader is a {type(loader).__name__}; give a cifarkit.data.Loader of images")
+        owner = backbone if isinstance(backbone, nn.Module) else getattr(backbone, "__self__", None)
+        if not isinstance(owner, nn.Module):
+            advice = "give a torch.nn.Module that maps images to features, or a method of one such as hybrid.features"
+            raise TypeError(f"backbone is a {type(backbone).__name__}; {advice}")
+        inference_autocast(precision, device_of(owner))  # which knows the names
+        vars(self).update(vars(loader.copy()))
+        self.loader, self.backbone, self._owner = loader.copy(), backbone, owner
+        self.precision, self.max_bytes = precision, check_number("max_bytes", max_bytes, 0)
+        self._store: list[Tensor] = []  # the cache once it is filled; copies of this loader share it
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            _log.warning("%s, so features are computed anew for every batch; %s", *obstacle)
+        self._prefetches = self._cached = obstacle is None
+
+    @property
+    def cached(self) -> bool:
+        """Whether the features of all images are computed once and kept, rather than batch by batch."""
+        return self._cached
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of the epoch as a Loader does; the first call of all fills the cache."""
+        if self._cached:
+            self._all_features()  # here, because the thread that prefetches must not switch the backbone's mode
+        return super().__iter__()
+
+    def _prepare(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        if not self._cached:
+            images, labels = self.loader._prepare(indices, epoch)
+            return self._extract(images).float(), labels
+        on_device = indices.to(self.device)
+        return self._all_features().index_select(0, on_device).float(), self._labels[on_device]
+
+    def _prepared(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Prepare the images as the loader does, in its thread if it may, and their features in the caller's."""
+        source = self.loader
+        batches = (source._prefetched if source._prefetches else source._prepared)(indices, epoch)
+        # Closed at once, so that the thread ends with the epoch even if an exception of the backbone is kept.
+        with closing(cast("Generator[tuple[Tensor, Tensor]]", batches)):
+            for images, labels in batches:
+                yield self._extract(images).float(), labels
+
+    @torch.no_grad()
+    def _extract(self, images: Tensor) -> Tensor:
+        """Run the backbone on a batch; the result is on the loader's device, in the dtype it was computed in."""
+        device = device_of(self._owner)
+        with evaluation_mode(self._owner), inference_autocast(self.precision, device):
+            features: Any = self.backbone(images.to(device, memory_format=torch.channels_last))
+        if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != len(images):
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"backbone gives {shape} for {len(images)} images; it must give a tensor (B, ...)")
+        return features.to(self.device)
+
+    def _obstacle(self) -> tuple[str, str] | None:
+        """Say why there can be no cache, and what would help; None if there can."""
+        if self.transform is not None and not getattr(self.transform, "fixed", False):
+            advice = "to keep them, give a transform that draws nothing, or say so by its attribute fixed = True"
+            return f"transform={self.transform!r} is random", advice
+        images, _ = self.loader._prepare(torch.zeros(1, dtype=torch.int64), 0)
+        sample = self._extract(images)
+        needed = len(self.dataset) * math.prod(sample.shape[1:]) * sample.element_size()
+        if needed > self.max_bytes:
+            advice = f"to keep them, give max_bytes={needed}"
+            return f"the features of {len(self.dataset)} images need {needed / 2**30:.2g} GiB", advice
+        return None
+
+    def _all_features(self) -> Tensor:
+        """Return the features (N, ...) of the whole dataset; compute them if no copy of this loader has."""
+        if not self._store:
+            parts = torch.split(torch.arange(len(self.dataset)), _CHUNK)
+            features: Tensor | None = None
+            for part in tqdm(parts, desc="features", unit="batch", leave=False, disable=None):
+                computed = self._extract(self.loader._prepare(part, 0)[0])
+                if features is None:  # in one piece from the start: joining parts would need twice the memory
+                    features = computed.new_empty(len(self.dataset), *computed.shape[1:])
+                features[part[0] : part[-1] + 1] = computed
+            assert features is not None  # a dataset has at least one image
+            self._store.append(features)
+        return self._store[0]

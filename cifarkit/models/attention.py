@@ -1,0 +1,287 @@
+"""Attention over the nodes of a complete graph: the survey's additive kind, its dynamic variant, and the classical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifarkit.checks import check_callable, check_integer, check_number
+from cifarkit.models.sorted_attention import sorted_attention
+
+Activation = Callable[[Tensor], Tensor]
+
+_CROSSOVER = 256  # nodes from which "auto" sorts; measured by benchmarks/attention.py, see docs/benchmarks.md
+
+
+def graph_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    negative_slope: float = 0.2,
+    method: str = "auto",
+    activation: Activation | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attend over a complete graph: O_i = sum_j softmax_j(phi(q_i + k_j)) v_j, phi a LeakyReLU.
+
+    Args:
+        query, key, value: floating point; fp16 and bf16 are summed up in fp32.
+        negative_slope: of phi below 0, in [0, 1]: 0 is ReLU, 1 the identity.
+        method: "dense" makes the N x N weights; "sorted" gives the same in O(N log N + N D) without them, see
+            ``sorted_attention.py``; "auto" sorts from 256 nodes on, where that is faster.
+        activation: another elementwise phi, such as torch.tanh; always dense.
+        mask: (B, N) bool, true where a node can be attended to; None for all. Where none can, outputs are 0.
+    Shapes:
+        query (B, H, M), key (B, H, N), value (B, H, N, D) -> (B, H, M, D), in the dtype of value.
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if shapes do not fit, or negative_slope or method is out of range.
+    Source: Velickovic et al. 2018, "Graph attention networks", eq. 3, on all pairs.
+    """
+    slope = check_number("negative_slope", negative_slope, 0, 1)
+    _check_shapes(query, key, value, mask)
+    if _choose_method(method, key.shape[2], activation) == "sorted":
+        return _attend_sorted(query, key, value, mask, slope)
+    weights = attention_weights(query, key, negative_slope=slope, activation=activation, mask=mask)
+    return _mix_values(weights, value)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    negative_slope: float = 0.2,
+    activation: Activation | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return softmax_j(phi(q_i + k_j)) (B, H, M, N), at least fp32; arguments as for :func:`graph_attention`.
+
+    With a LeakyReLU, exponents are formed from the distance to the largest key instead of from the scores, because
+    q_i + k_j of some hundreds rounded to fp32 is off by 1e-5, and so would the weights be.
+    """
+    query, key = (_at_least_float32(tensor) for tensor in (query, key))
+    if activation is not None:
+        return _masked_softmax(activation(query[..., None] + key[:, :, None]), mask)
+    hidden = None if mask is None else ~mask[:, None]
+    largest = (key if hidden is None else key.masked_fill(hidden, torch.finfo(key.dtype).min)).detach()
+    largest = largest.amax(2, keepdim=True)  # (B, H, 1)
+    below = (key - largest)[:, :, None]
+    left = negative_slope * below - (1 - negative_slope) * F.relu(query + largest)[..., None]
+    return _masked_softmax(torch.where(query[..., None] + key[:, :, None] > 0, below, left), mask)
+
+
+def query_dependence(weights: Tensor) -> Tensor:
+    """Measure how much attention depends on who asks: 0 if all queries attend alike, towards 1 if to different nodes.
+
+    It is the total variation distance, half the sum of absolute differences, of each query's weights from their mean
+    over the queries, averaged over the queries. Under an additive score every query ranks the keys alike (Brody et al.
+    2022, "How attentive are graph attention networks?"), which keeps it low.
+
+    Shapes:
+        weights (..., M, N), rows summing to 1 -> (...).
+    """
+    return 0.5 * (weights - weights.mean(-2, keepdim=True)).abs().sum(-1).mean(-1)
+
+
+class GraphAttention(nn.Module):
+    """Multi-head graph attention, A = softmax(phi(W_K h_j + W_Q h_i)), on all pairs of nodes.
+
+    Each head scores nodes by two numbers, so all queries rank the keys alike, and the weights need not be formed: see
+    ``method`` of :func:`graph_attention`. There is neither a residual nor a normalisation inside.
+
+    Args:
+        dim: length D of a node's vector, a multiple of heads.
+        heads: H, each mixing D / H of the values.
+        negative_slope, method, activation: as for :func:`graph_attention`.
+        dynamic: score by a . phi(W_K h_j + W_Q h_i) with D / H numbers a node and head (GATv2), so that each query may
+            rank the keys in its own way; dense, and it forms H N^2 D / H numbers.
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if heads do not divide dim, an argument is out of range, or dynamic is to be sorted.
+    Shapes:
+        (B, N, D), optionally mask (B, N) bool, true for nodes that take part -> (B, N, D).
+    Source: Velickovic et al. 2018, eq. 3 to 5; dynamic: Brody et al. 2022, eq. 7.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        *,
+        negative_slope: float = 0.2,
+        method: str = "auto",
+        activation: Activation | None = None,
+        dynamic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads = _check_heads(dim, heads)
+        self.negative_slope = check_number("negative_slope", negative_slope, 0, 1)
+        self.method, self.activation, self.dynamic = method, activation, dynamic
+        if dynamic and method == "sorted":
+            raise ValueError("method='sorted' needs one score a node; with dynamic=True give 'dense' or 'auto'")
+        _choose_method(method, 1, activation)
+        scores = self.dim if dynamic else self.heads
+        self.query = nn.Linear(self.dim, scores)
+        self.key = nn.Linear(self.dim, scores, bias=False)  # a bias of its own would add to the query's
+        self.value = nn.Linear(self.dim, self.dim)
+        self.project = nn.Linear(self.dim, self.dim)
+        if dynamic:
+            self.score = nn.Parameter(torch.empty(self.heads, self.dim // self.heads))
+            nn.init.normal_(self.score, std=(self.heads / self.dim) ** 0.5)
+
+    def extra_repr(self) -> str:
+        kind = "dynamic=True" if self.dynamic else f"method={self.method!r}"
+        return f"dim={self.dim}, heads={self.heads}, negative_slope={self.negative_slope}, {kind}"
+
+    def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        _check_nodes(nodes, mask, self.dim)
+        values = _split_heads(self.value(nodes), self.heads)  # (B, H, N, D / H)
+        if self.dynamic:
+            mixed = _mix_values(self.weights(nodes, mask), values)
+        else:
+            query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))  # (B, N, H) -> (B, H, N)
+            options = {"negative_slope": self.negative_slope, "method": self.method, "activation": self.activation}
+            mixed = graph_attention(query, key, values, mask=mask, **options)  # type: ignore[arg-type]
+        projected: Tensor = self.project(_join_heads(mixed))
+        return projected
+
+    def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
+        _check_nodes(nodes, mask, self.dim)
+        if not self.dynamic:
+            query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))
+            return attention_weights(
+                query, key, negative_slope=self.negative_slope, activation=self.activation, mask=mask
+            )
+        query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))  # (B, H, N, D / H)
+        pairs = query[:, :, :, None] + key[:, :, None]  # (B, H, N, N, D / H)
+        raised = F.leaky_relu(pairs, self.negative_slope) if self.activation is None else self.activation(pairs)
+        return _masked_softmax((raised @ self.score[:, None, :, None]).squeeze(-1), mask)
+
+
+class SelfAttention(nn.Module):
+    """Classical multi-head attention, A = softmax(Q K^T / sqrt(D / H)), by PyTorch's fused kernel.
+
+    Args:
+        dim: length D of a node's vector, a multiple of heads.
+        heads: H.
+    Raises:
+        TypeError: if a number is no integer.
+        ValueError: if heads do not divide dim.
+    Shapes:
+        (B, N, D), optionally mask (B, N) bool, true for nodes that take part -> (B, N, D).
+    Source: Vaswani et al. 2017, "Attention is all you need", section 3.2.
+    """
+
+    def __init__(self, dim: int, heads: int = 1) -> None:
+        super().__init__()
+        self.dim, self.heads = _check_heads(dim, heads)
+        self.query, self.key, self.value = (nn.Linear(self.dim, self.dim) for _ in range(3))
+        self.project = nn.Linear(self.dim, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, heads={self.heads}"
+
+    def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        _check_nodes(nodes, mask, self.dim)
+        query, key, value = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key, self.value))
+        seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, N)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        if mask is not None:
+            mixed = torch.where(mask.any(1)[:, None, None, None], mixed, 0.0)
+        projected: Tensor = self.project(_join_heads(mixed))
+        return projected
+
+    def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
+        _check_nodes(nodes, mask, self.dim)
+        query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))
+        scores = query @ key.transpose(2, 3) * (self.heads / self.dim) ** 0.5
+        return _masked_softmax(scores, mask)
+
+
+def _attend_sorted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
+    """Flatten batch and heads into rows, which are independent of each other."""
+    batch, heads, nodes, dim = value.shape
+    query, key, values = (_at_least_float32(tensor) for tensor in (query, key, value))
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), values.dtype)
+    query, key = (tensor.to(dtype).reshape(batch * heads, -1) for tensor in (query, key))
+    rows_mask = None if mask is None else mask.repeat_interleave(heads, 0)  # (B, N) -> (B * H, N)
+    outputs = sorted_attention(query, key, values.to(dtype).reshape(batch * heads, nodes, dim), rows_mask, slope)
+    return outputs.view(batch, heads, -1, dim).to(value.dtype)
+
+
+def _mix_values(weights: Tensor, value: Tensor) -> Tensor:
+    """Return weights (B, H, M, N) @ value (B, H, N, D), summed in the precision of the weights."""
+    with torch.autocast(value.device.type, enabled=False):
+        return (weights @ value.to(weights.dtype)).to(value.dtype)
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the softmax of scores (B, H, M, N) over the nodes of mask (B, N); zeros where there is none."""
+    scores = _at_least_float32(scores)
+    if mask is None:
+        return scores.softmax(-1)
+    seen = mask[:, None, None]  # (B, 1, 1, N)
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill(~seen, 0.0)  # only zeros remain where every node is hidden
+
+
+def _split_heads(nodes: Tensor, heads: int) -> Tensor:
+    batch, count, dim = nodes.shape
+    return nodes.view(batch, count, heads, dim // heads).transpose(1, 2)  # (B, N, D) -> (B, H, N, D / H)
+
+
+def _join_heads(heads: Tensor) -> Tensor:
+    return heads.transpose(1, 2).flatten(2)  # (B, H, N, D / H) -> (B, N, D)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _choose_method(method: str, nodes: int, activation: Activation | None) -> str:
+    if method not in ("auto", "dense", "sorted"):
+        raise ValueError(f"method={method!r} is unknown; give 'auto', 'dense' or 'sorted'")
+    if activation is None:
+        return ("sorted" if nodes >= _CROSSOVER else "dense") if method == "auto" else method
+    check_callable("activation", activation, "give an elementwise function, such as torch.tanh")
+    if method == "sorted":
+        raise ValueError("method='sorted' needs a LeakyReLU; give negative_slope instead of activation, or 'dense'")
+    return "dense"
+
+
+def _check_heads(dim: int, heads: int) -> tuple[int, int]:
+    dim, heads = check_integer("dim", dim, 1), check_integer("heads", heads, 1)
+    if dim % heads:
+        raise ValueError(f"heads={heads} must divide dim={dim}")
+    return dim, heads
+
+
+def _check_nodes(nodes: Tensor, mask: Tensor | None, dim: int) -> None:
+    if nodes.dim() != 3 or nodes.shape[2] != dim:
+        raise ValueError(f"nodes must be (B, N, {dim}); got shape {tuple(nodes.shape)}")
+    _check_mask(mask, nodes.shape[0], nodes.shape[1])
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be of floating point; got {tensor.dtype}")
+    fits = query.dim() == 3 and value.dim() == 4 and query.shape[:2] == key.shape[:2] and key.shape == value.shape[:3]
+    if not fits:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
+        raise ValueError(f"query, key and value must be (B, H, M), (B, H, N) and (B, H, N, D); got {shapes}")
+    if not key.shape[2]:
+        raise ValueError(f"key has shape {tuple(key.shape)}: a softmax needs at least one node")
+    _check_mask(mask, key.shape[0], key.shape[2])
+
+
+def _check_mask(mask: Tensor | None, batch: int, nodes: int) -> None:
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, nodes)):
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"mask must be bool ({batch}, {nodes}), true for nodes that take part; got {got}")

@@ -1,0 +1,232 @@
+"""A convolutional backbone |> attention between the cells of its feature map |> one linear map."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import DenseNet, ResNet, SwinTransformer
+
+from cifarkit.checks import check_integer, check_number, check_size
+from cifarkit.inference import evaluation_mode
+from cifarkit.models.vit import AttentionChoice, Block
+
+_log = logging.getLogger(__name__)
+_RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_HEADS = ("fc", "classifier", "head")  # what torchvision and timm call the end of a network
+
+
+class AttentionHead(nn.Module):
+    """Classify feature maps: one attention block on the cells as nodes, their mean, a linear map.
+
+    The block starts as the identity and no norm follows it, so a head that starts with the linear map of a trained
+    network gives that network's logits until training moves it. It has no positions: any number of cells will do.
+
+    Args:
+        dim: channels C of the feature map.
+        heads, attention, mlp_ratio: of the :class:`Block`.
+        num_classes: number of logits K.
+    Raises:
+        ValueError: if an argument is out of range, or features have another shape.
+    Shapes:
+        (B, C, h, w) -> (B, K) logits.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, num_classes: int, *, attention: AttentionChoice = "graph", mlp_ratio: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.block = Block(dim, heads, attention=attention, mlp_ratio=mlp_ratio)
+        self.block.start_as_identity()
+        self.dim, self.linear = dim, nn.Linear(dim, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.block(self._nodes(features)).mean(1))  # (B, N, C) -> (B, C) -> (B, K)
+        return logits
+
+    @torch.no_grad()
+    def attention_maps(self, features: Tensor) -> Tensor:
+        """Return the attention weights on feature maps, (B, heads, N, N) with N = h * w, in evaluation mode."""
+        with evaluation_mode(self):
+            return self.block.weights(self._nodes(features))
+
+    def _nodes(self, features: Tensor) -> Tensor:
+        if features.dim() != 4 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"features must be (B, {self.dim}, h, w); got shape {tuple(features.shape)}; give what "
+                "HybridClassifier.features(images) returns, as FeatureLoader(loader, hybrid.features) does"
+            )
+        return features.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, N, C), row by row
+
+
+class HybridClassifier(nn.Module):
+    """Put attention behind a backbone: ``head(features(images))``, see :class:`AttentionHead`.
+
+    A backbone with a linear head of the same classes lends a copy of it: the classifier then starts as exactly that
+    trained network, where a random start would first have to find its accuracy again. Another head starts at random.
+
+    Args:
+        backbone: images -> feature map (B, C, h, w); kept, not copied. Cut before their pooling are torchvision's
+            ResNet, DenseNet, Swin and networks with a module ``features``, and timm's, with ``forward_features``.
+        attention: "graph", "self", or a function of (dim, heads).
+        num_classes, heads, mlp_ratio: logits K; attention heads; width of the block's MLP over C, 0 for none.
+        freeze_backbone: keep its parameters and BatchNorm statistics; see also :meth:`unfreeze_backbone`.
+        image_size: side in pixels, or (height, width), of the zero image that is sent through to learn C.
+    Raises:
+        ValueError: if an argument is out of range, or the backbone gives no feature map.
+        TypeError: if backbone is no module, or a number none.
+    Shapes: (B, 3, H, W) -> (B, K) logits, H and W any that the backbone takes.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        attention: AttentionChoice = "graph",
+        num_classes: int = 10,
+        heads: int = 1,
+        freeze_backbone: bool = True,
+        mlp_ratio: float = 0.0,
+        image_size: int | Sequence[int] = 32,
+    ) -> None:
+        super().__init__()
+        num_classes = check_integer("num_classes", num_classes, 1)
+        channels = _count_channels(backbone, check_size("image_size", image_size))
+        self.backbone = backbone
+        self.head = AttentionHead(channels, heads, num_classes, attention=attention, mlp_ratio=mlp_ratio)
+        first = next(backbone.parameters(), None)
+        if first is not None:
+            self.head.to(first)  # its device and dtype
+        self._copy_linear()
+        if freeze_backbone:
+            backbone.requires_grad_(False).eval()
+        else:
+            self.unfreeze_backbone()
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether no parameter of the backbone asks for a gradient."""
+        return not any(parameter.requires_grad for parameter in self.backbone.parameters())
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the backbone's feature maps (B, C, h, w).
+
+        PyTorch builds no graph for a frozen one, as nothing in it asks for a gradient. Forbidding it by ``no_grad``
+        would save nothing more, and lose the gradients of images and hooked layers that attribution asks for.
+        """
+        if self.backbone.training and self.backbone_is_frozen:  # by requires_grad, after the last call of train()
+            self.backbone.eval()
+        features: Tensor = _feature_map(self.backbone, images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    @torch.no_grad()
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Return the attention weights on images, (B, heads, N, N) with N = h * w, in evaluation mode."""
+        with evaluation_mode(self):
+            return self.head.attention_maps(self.features(images))
+
+    def train(self, mode: bool = True) -> HybridClassifier:
+        """Switch the mode, but leave a frozen backbone in evaluation mode: its BatchNorm statistics stand still."""
+        super().train(mode)
+        if self.backbone_is_frozen:
+            self.backbone.eval()
+        return self
+
+    def unfreeze_backbone(self) -> None:
+        """Let the backbone learn too; optimizers made before do not know of it: see :meth:`parameter_groups`."""
+        self.backbone.requires_grad_(True).train(self.training)
+        own_head = _own_head(self.backbone)
+        if own_head is not None:  # no logit depends on it; DistributedDataParallel would wait for its gradient
+            own_head.requires_grad_(False)
+
+    def parameter_groups(self, learning_rate: float, backbone_factor: float = 0.1) -> list[dict[str, Any]]:
+        """Return what an optimizer is to train, without frozen parameters.
+
+        Args:
+            learning_rate: of the head.
+            backbone_factor: the backbone's learning rate over that of the head.
+        Raises:
+            TypeError: if one is no number.
+            ValueError: if one is below 0.
+        """
+        rate = check_number("learning_rate", learning_rate, 0)
+        factor = check_number("backbone_factor", backbone_factor, 0)
+        parts = ((self.head, rate), (self.backbone, rate * factor))
+        groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts]
+        return [group for group in groups if group["params"]]
+
+    def _copy_linear(self) -> None:
+        """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape."""
+        own_head, linear = _own_head(self.backbone), self.head.linear
+        layers = [] if own_head is None else [part for part in own_head.modules() if [*part.parameters(recurse=False)]]
+        if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].weight.shape != linear.weight.shape:
+            _log.info("the linear map behind the attention starts at random: the backbone has none of its shape")
+            return
+        with torch.no_grad():
+            linear.weight.copy_(layers[0].weight)
+            linear.bias.copy_(torch.zeros_like(linear.bias) if layers[0].bias is None else layers[0].bias)
+
+
+def _feature_map(backbone: Any, images: Tensor) -> Any:
+    """Run a backbone up to its pooling; a network of no known kind is run as a whole."""
+    if isinstance(backbone, ResNet):
+        for name in _RESNET:
+            images = getattr(backbone, name)(images)
+        return images
+    if isinstance(backbone, DenseNet):
+        return F.relu(backbone.features(images))  # torchvision's forward does this one outside of features
+    if isinstance(backbone, SwinTransformer):
+        return backbone.permute(backbone.norm(backbone.features(images)))  # (B, h, w, C) -> (B, C, h, w)
+    if callable(getattr(backbone, "forward_features", None)):
+        features = backbone.forward_features(images)
+        # timm's mark for Swin and its like
+        return features.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features
+    return backbone.features(images) if _has_features(backbone) else backbone(images)
+
+
+def _has_features(backbone: nn.Module) -> bool:
+    return isinstance(getattr(backbone, "features", None), nn.Module)
+
+
+def _own_head(backbone: nn.Module) -> nn.Module | None:
+    """Return the part of a backbone that :func:`_feature_map` leaves out, if it goes by a usual name."""
+    if not (isinstance(backbone, ResNet) or hasattr(backbone, "forward_features") or _has_features(backbone)):
+        return None
+    heads = [getattr(backbone, name, None) for name in _HEADS]
+    return next((head for head in heads if isinstance(head, nn.Module)), None)
+
+
+def _count_channels(backbone: nn.Module, size: tuple[int, int]) -> int:
+    """Send a zero image through the backbone and return the channels of its feature map."""
+    if not isinstance(backbone, nn.Module):
+        kind = type(backbone).__name__
+        raise TypeError(f"backbone is a {kind}; give a torch.nn.Module that maps images to (B, C, h, w)")
+    first = next(backbone.parameters(), torch.empty(0))
+    colours = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
+    name = type(backbone).__name__
+    image = torch.zeros(1, colours, *size, device=first.device, dtype=first.dtype)
+    try:
+        with evaluation_mode(backbone), torch.no_grad():
+            features = _feature_map(backbone, image)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"backbone={name} fails on an image of shape {tuple(image.shape)} ({error}); give the image_size it takes"
+        ) from error
+    if not isinstance(features, Tensor) or features.dim() != 4:
+        what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+        raise ValueError(
+            f"backbone={name} gives {what} and no feature map (B, C, h, w); give a network that ends before its "
+            "pooling, as in nn.Sequential(*list(network.children())[:-2])"
+        )
+    if features.shape[2:].numel() == 1:
+        advice = "give larger images, or a network that shrinks them less"
+        _log.warning("%s gives a feature map of one cell, which can attend only to itself; %s", name, advice)
+    return int(features.shape[1])
