@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +20,16 @@ from cifarkit.seeding import Draws
 
 Transform = Callable[..., Tensor]
 
+_MOST_WORKERS = min(2, os.cpu_count() or 1)  # threads that prepare batches; more would take cores from the model
+
 
 class Loader:
     """Iterate over an :class:`ImageDataset` in batches of (images, labels).
 
     The order is a function of (seed, epoch), and what a transform draws for an image is one of (seed, epoch, index
     of the image). So the pixels of a sample do not depend on the batch size, on the shard, or on where a run was
-    resumed. Images stay uint8 in memory until the transform; a thread prepares the next batch while the model works.
+    resumed. Images stay uint8 in memory until the transform; a thread prepares the next batches while the model works,
+    and a second one helps if the transform's attribute ``stateless`` is true, as it is for cifarkit's own.
     A transform that takes no ``draws``, or whose attribute ``keyed`` is false, runs when its batch is asked for: it may
     use the global random states, which the model uses too, and two threads would share them in an order that cannot be
     repeated. One that draws nothing may say so by ``keyed = True``.
@@ -78,6 +83,7 @@ class Loader:
         self._bounds = self._batch_bounds()  # once, because state_dict is called for every batch
         self._takes_draws = transform is not None and has_parameter(transform, "draws")
         self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
+        self._workers = _MOST_WORKERS if transform is None or getattr(transform, "stateless", False) else 1
         self._prefetches = transform is None or bool(getattr(transform, "keyed", self._takes_draws))
 
     def __len__(self) -> int:
@@ -150,19 +156,23 @@ class Loader:
         return [order[a:b][self.rank :: self.world_size] for a, b in pairwise(self._bounds)]
 
     def _prefetched(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Prepare each batch in a thread while those before it are in use."""
-        # One core for the worker keeps its operators from competing with the model for all of them. Setting that also
-        # sets the default of threads yet to come, so it is put back, once the worker has read it and made it its own.
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(1, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,)) as worker:
-            worker.submit(torch.get_num_threads).result()
+        """Prepare the next batches in threads while those before them are in use."""
+        # One core for each worker keeps its operators from competing with the model for all of them. Setting that also
+        # sets the default of threads yet to come, so it is put back once every worker has made it its own.
+        threads, ready = torch.get_num_threads(), threading.Barrier(self._workers)
+        with self._pool() as pool:
+            for started in [pool.submit(_start_worker, ready) for _ in range(self._workers)]:
+                started.result()
             torch.set_num_threads(threads)
-            submitted = (worker.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
-            ahead = deque(islice(submitted, 2))  # two, so that the worker never waits to be told of the next
+            submitted = (pool.submit(self._prepare, item, epoch) for item in indices)  # one at a time, when asked for
+            ahead = deque(islice(submitted, self._workers + 1))  # so that no worker waits to be told of the next
             while ahead:
                 batch = ahead.popleft().result()
                 ahead.extend(islice(submitted, 1))
                 yield batch
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._workers, "cifarkit-loader", initializer=torch.set_num_threads, initargs=(1,))
 
     def _prepared(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         return (self._prepare(item, epoch) for item in indices)
@@ -178,3 +188,9 @@ class Loader:
             else:
                 images = self.transform(images)
         return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
+
+
+def _start_worker(ready: threading.Barrier) -> None:
+    """Read the number of threads, which fixes it for this worker, and wait until the others have."""
+    torch.get_num_threads()
+    ready.wait()

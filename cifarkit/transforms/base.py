@@ -27,12 +27,14 @@ class Transform(ABC):
         leaves_unit_range: the values that come out are no longer in [0, 1].
         fixed: the same image gives the same result every time, so that what is computed from it may be kept; false
             unless a class says so.
+        stateless: a call leaves nothing behind for the next one, so that two threads may make one each.
     """
 
     accepts_uint8: bool = False
     needs_unit_range: bool = False
     leaves_unit_range: bool = False
     fixed: bool = False
+    stateless: bool = True
 
     @abstractmethod
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:

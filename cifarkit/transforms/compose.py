@@ -42,6 +42,7 @@ class Compose(Transform):
         keyed: every transform takes draws, or says by an attribute ``keyed`` of its own that it needs no global random
             numbers; only then may the Loader run them in a thread beside the model.
         fixed: every transform says by its attribute ``fixed`` that it draws nothing.
+        stateless: every transform says by its attribute ``stateless`` that it keeps nothing from call to call.
     """
 
     accepts_uint8 = True
@@ -57,6 +58,7 @@ class Compose(Transform):
         self.needs_unit_range = any(getattr(transform, "needs_unit_range", False) for transform in flat)
         self.leaves_unit_range = any(getattr(transform, "leaves_unit_range", False) for transform in flat)
         self.keyed = all(bool(getattr(step, "keyed", has_parameter(step, "draws"))) for step in flat)
+        self.stateless = all(bool(getattr(step, "stateless", False)) for step in flat)
         self.fixed = all(bool(getattr(step, "fixed", False)) for step in flat)
         steps = _fuse(flat)
         self._steps = [(step, has_parameter(step, "draws"), getattr(step, "accepts_uint8", False)) for step in steps]

@@ -244,6 +244,18 @@ def test_a_module_gets_the_draws_its_forward_takes() -> None:
     assert_same_pixels(pixels_of(Loader(data, 4, transform=Noise())), pixels_of(Loader(data, 4, transform=noise)))
 
 
+def test_stateless_transforms_get_two_workers_and_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(numbered(40), 4, transform=Compose([RandomHorizontalFlip()]), shuffle=True)
+    monkeypatch.setattr(loader, "_workers", 1)
+    alone = list(loader.copy())
+    monkeypatch.setattr(loader, "_workers", 2)
+    together = list(loader.copy())
+    assert Loader(numbered(4), 2, transform=lambda images, draws: images)._workers == 1
+    assert all(
+        torch.equal(a, b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
 def test_only_the_worker_is_held_to_one_core() -> None:
     counts: dict[str, int] = {}
 
