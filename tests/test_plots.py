@@ -12,7 +12,7 @@ from matplotlib import image as png
 from torch import Tensor
 
 from cifarkit import plots
-from cifarkit.plots import curves
+from cifarkit.plots import attention, curves
 
 CLASSES = ("cat", "dog", "ship")
 
@@ -219,6 +219,105 @@ def test_mistakes_refuse(change: dict, message: str) -> None:
         plots.confident_mistakes(**arguments)
 
 
+PHOTOS = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def shares(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64).softmax(-1)
+
+
+def test_attention_is_the_mean_and_single_queries() -> None:
+    weights = shares(2, 3, 16, 16)
+    panels = attention._choose_panels(weights, [5, 15], "queries", (4, 4))
+    averaged = weights.mean(1)
+    expected = torch.stack([averaged.mean(1), averaged[:, 5], averaged[:, 15]], dim=1)
+    assert panels.heat == pytest.approx(expected.unflatten(2, (4, 4)).numpy())
+    assert panels.headings == ["mean of queries", "query 1", "query 2"]
+    panels = attention._choose_panels(weights, [5], "heads", (4, 4))
+    expected = torch.cat([weights.mean(2), weights[:, :, 5]], dim=1)
+    assert panels.heat == pytest.approx(expected.unflatten(2, (4, 4)).numpy())
+    assert panels.headings[2:4] == ["mean of queries\nhead 3", "query 1\nhead 1"]
+
+
+def test_attention_states_its_scale() -> None:
+    weights = torch.zeros(2, 2, 16, 16, dtype=torch.float64)
+    weights[0, ..., 3], weights[1, ..., 3] = 0.5, 0.08
+    written = texts(plots.attention_maps(PHOTOS, weights, title="Layer 1"))
+    assert [text for text in written if "%" in text][:6] == ["0 %", "12 %", "50 %", "0 %", "2 %", "8 %"]
+    assert written[-3:-1] == ["query 3", "Layer 1"]
+    assert "mean of 2 heads, one scale a row; 6.2 % if" in written[-1].replace("\n", " ")
+    single = texts(plots.attention_maps(PHOTOS, weights, columns="heads"))
+    assert single[-4:-2] == ["mean of queries\nhead 1", "mean of queries\nhead 2"]
+    assert "mean of 2 heads" not in single[-1]
+
+
+def test_attention_is_brightest_where_it_is_largest() -> None:
+    weights = torch.full((1, 64, 64), 0.001)
+    weights[0, :, 8 * 2 + 5] = 1.0  # row 2, column 5 of 8 x 8 cells, 24 pixels each
+    panels = attention._choose_panels(weights[:, None].double(), [], "queries", (8, 8))
+    _, tile = attention._tiles(np.full((192, 192, 3), 99, np.uint8), panels, 0, 1.0)
+    brightness = tile.astype(int).sum(2)
+    rows, columns = (brightness == brightness.max()).nonzero()
+    assert (set(rows), set(columns)) == (set(range(48, 72)), set(range(120, 144)))
+    figure = plots.attention_maps(torch.full((1, 3, 32, 32), 99, dtype=torch.uint8), weights, [])
+    page = np.asarray(figure.axes[0].images[0].get_array())
+    assert np.array_equal(page[37 : 37 + 192, 212 : 212 + 192], tile)  # below a line of text, right of the image
+
+
+def test_attention_outlines_its_query_inside_the_picture() -> None:
+    black = np.zeros((192, 192, 3), np.uint8)
+    for query, top, left in [(0, 0, 0), (63, 192 - 26, 192 - 26), (9, 22, 22)]:
+        framed = attention._outlined(black, [query], (8, 8))
+        rows, columns = framed[:, :, 0].nonzero()
+        assert (rows.min() - 1, columns.min() - 1) == (top, left)
+    assert not black.any()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "size", "grid", "expected"),
+    [
+        (16, (32, 32), None, (4, 4)),
+        (8, (32, 64), None, (2, 4)),
+        (1, (32, 32), None, (1, 1)),
+        (16, (30, 30), None, (4, 4)),  # a feature map's cells need not be whole pixels
+        (12, (32, 32), (3, 4), (3, 4)),
+    ],
+)
+def test_attention_finds_the_grid(nodes: int, size: tuple, grid: tuple | None, expected: tuple) -> None:
+    assert attention._choose_grid(nodes, np.zeros((1, *size, 3), np.uint8), grid) == expected
+    plots.attention_maps(torch.zeros(1, 1, *size), shares(1, nodes, nodes), grid=grid)
+
+
+def test_attention_of_nothing_is_drawn() -> None:
+    written = texts(plots.attention_maps(PHOTOS, torch.zeros(2, 4, 4), [3, 0]))
+    assert written[:3] == ["0 %"] * 3
+    assert written[3:5] == ["1", "2"]  # beside the queries in the image
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weights": [[1.0]]}, TypeError, "weights must be a float tensor, got list"),
+        ({"weights": torch.ones(2, 4, 4).long()}, TypeError, r"got torch\.int64"),
+        ({"weights": shares(2, 16, 4)}, ValueError, r"weights has shape \(2, 16, 4\); it must be \(B, N, N\)"),
+        ({"weights": shares(6, 2, 3, 16, 16)}, ValueError, r"give one layer, such as weights\[-1\]"),
+        ({"weights": shares(3, 16, 16)}, ValueError, "weights has 3 entries but images has 2"),
+        ({"weights": -shares(2, 16, 16)}, ValueError, "weights hold values .* at least 0"),
+        ({"weights": shares(2, 16, 16) * math.nan}, ValueError, "weights hold values .* finite"),
+        ({"weights": shares(2, 12, 12)}, ValueError, r"12 nodes, which fill no grid .* 32 x 32 .*give grid="),
+        ({"grid": (3, 5)}, ValueError, r"grid=\(3, 5\) has 15 cells but weights has 16 nodes"),
+        ({"grid": (16,)}, ValueError, r"grid=\(16,\) must be two numbers"),
+        ({"images": torch.zeros(2, 1, 8, 8), "grid": (16, 1)}, ValueError, r"grid=\(16, 1\) is finer than the 8 x 8"),
+        ({"queries": [16]}, ValueError, "queries holds 16, but the nodes are numbered from 0 to 15"),
+        ({"queries": [0.5]}, TypeError, r"queries\[0\]=0\.5 is a float"),
+        ({"columns": "layers"}, ValueError, "columns='layers' is unknown; give 'queries' or 'heads'"),
+    ],
+)
+def test_attention_refuses(change: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        plots.attention_maps(**({"images": PHOTOS, "weights": shares(2, 16, 16)} | change))
+
+
 def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
@@ -236,7 +335,7 @@ def test_pictures_touch_no_global_state() -> None:
     program = """
 import sys, torch
 from cifarkit import plots
-from cifarkit.plots import curves
+from cifarkit.plots import attention, curves
 assert "matplotlib" not in sys.modules
 plots.image_grid(torch.zeros(2, 3, 8, 8))
 assert "matplotlib.pyplot" not in sys.modules

@@ -1,0 +1,79 @@
+"""Train a vision transformer from scratch, with the survey's graph attention or the classical one.
+
+    python examples/vision_transformer.py --data cifar10 --root data --epochs 30 --precision bf16-mixed --attention self
+
+Expect less than from a convolutional network: a transformer must learn that near pixels belong together. --minutes is
+only a brake, as the schedule is made for --epochs. A stopped run goes on with the same flags and --resume FOLDER.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from cifarkit import data, models, plots, schedules, seed_everything, training, transforms
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+flag = parser.add_argument
+flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
+flag("--test", metavar="SOURCE", help="score on test images at the end, too: shapes, cifar10 or a .npz file")
+flag("--root", default="data", help="where CIFAR-10 lies")
+flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+flag("--attention", default="graph", choices=["graph", "self"])
+for name, default in {"patch-size": 4, "dim": 192, "depth": 6, "heads": 3, "epochs": 10, "batch-size": 128}.items():
+    flag(f"--{name}", type=int, default=default)
+for name, default in {"lr": 1e-3, "weight-decay": 0.05, "label-smoothing": 0.1}.items():
+    flag(f"--{name}", type=float, default=default)
+flag("--trivial-augment", action="store_true", help="one more random change an image, of the milder kind")
+flag("--cutout", type=int, default=0, help="pixels")
+flag("--cutmix", action="store_true")
+flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"])
+flag("--minutes", type=float, help="stop after so long")
+flag("--seed", type=int, default=0)
+flag("--resume", metavar="FOLDER")
+flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+args = parser.parse_args()
+if args.tiny:
+    args.dim, args.depth, args.epochs = 48, 2, 1
+
+
+def load(source: str, train: bool) -> data.ImageDataset:
+    if source == "shapes":
+        return data.shapes((20_000 if train else 2_000) // (40 if args.tiny else 1), seed=1 - train)
+    is_file = source.endswith(".npz")
+    return data.load_npz(source) if is_file else data.cifar10(args.root, train=train, download=args.download)
+
+
+seed_everything(args.seed)
+train_set, val_set = load(args.data, train=True).split(0.9, 0.1)
+normalize, (channels, *size) = transforms.Normalize(*train_set.mean_std()), train_set.image_shape
+augmentation = [transforms.RandomCrop(size), transforms.RandomHorizontalFlip()]
+augmentation += [transforms.TrivialAugment(wide=False)] if args.trivial_augment else []
+augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
+augment = transforms.Compose([*augmentation, normalize])
+train_loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=augment)
+val_loader = data.Loader(val_set, 500, transform=normalize)
+
+shape = {name: getattr(args, name) for name in ("patch_size", "dim", "depth", "heads", "attention")}
+model = models.VisionTransformer(image_size=size, channels=channels, num_classes=train_set.num_classes, **shape)
+matrices = [item for name, item in model.named_parameters() if item.dim() > 1 and name != "positions"]
+others = [item for item in model.parameters() if all(item is not matrix for matrix in matrices)]  # biases, norms
+groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+mix, optimizer = transforms.CutMix(1.0) if args.cutmix else None, torch.optim.AdamW(groups, args.lr)
+task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
+
+folder = Path(args.resume) if args.resume else training.run_folder(f"vit-{args.attention}")
+callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200)]
+callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes else []
+settings = {"precision": args.precision, "schedule": schedules.cosine(warmup=0.1), "gradient_clip_val": 1.0}
+settings |= {"callbacks": callbacks, "loggers": [training.CSVLogger(folder)]}
+trainer = training.Trainer(max_epochs=args.epochs, **settings)
+run = trainer.fit(task, train_loader, val_loader, resume=args.resume)
+plots.training_curves(run.history, folder / "curves.png")
+shown = val_set.images[:: len(val_set) // 4][:4]
+weights = model.attention_maps(normalize(shown).to(run.device))[-1]  # of the last layer: (B, heads, N, N)
+plots.attention_maps(shown, weights, path=folder / "attention.png")
+print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.metrics['seconds']:.0f} s; see {folder}")
+if args.test:
+    results = trainer.evaluate(task, data.Loader(load(args.test, train=False), 500, transform=normalize))
+    print(f"test_acc {results['val_acc']:.4f}")
