@@ -249,6 +249,7 @@ def test_attention_states_its_scale() -> None:
     single = texts(plots.attention_maps(PHOTOS, weights, columns="heads"))
     assert single[-4:-2] == ["mean of queries\nhead 1", "mean of queries\nhead 2"]
     assert "mean of 2 heads" not in single[-1]
+    assert ("Outlined" in written[-1], "Outlined" in single[-1]) == (True, False)
 
 
 def test_attention_is_brightest_where_it_is_largest() -> None:

@@ -48,7 +48,8 @@ def attention_maps(
 ) -> Figure:
     """Draw what each cell of an image gets of the attention: first the mean over all queries, then single ones.
 
-    A row is one image, has one colour scale that starts at 0, and its queries outlined in white.
+    A row is one image, with its queries outlined in white. It has one colour scale, from 0 to the largest share of the
+    row, which follows the square root, so that small shares are seen.
 
     Args:
         images: (B, C, H, W); with value_range, as in :func:`image_grid`.
@@ -66,7 +67,7 @@ def attention_maps(
     weights = _check_weights(weights, pixels)
     grid = _choose_grid(weights.shape[-1], pixels, grid)
     panels = _choose_panels(weights, queries, columns, grid)
-    return finish(_draw(pixels, panels, title, _notes(weights, columns)), path)
+    return finish(_draw(pixels, panels, title, _notes(weights, columns, panels)), path)
 
 
 def _check_weights(weights: Tensor, pixels: NDArray[np.uint8]) -> Tensor:
@@ -132,12 +133,13 @@ def _choose_panels(
     return _Panels(headings, marked, maps.reshape(len(maps), -1, rows, across), chosen)
 
 
-def _notes(weights: Tensor, columns: str) -> str:
+def _notes(weights: Tensor, columns: str, panels: _Panels) -> str:
     heads, nodes = weights.shape[1:3]
     averaged = f", mean of {heads} heads" if columns == "queries" and heads > 1 else ""
+    outlined = " Outlined: the query." if panels.queries else ""
     return (
         f"Colour: share of the attention that a cell gets{averaged}, one scale a row; "
-        f"{100 / nodes:.2g} % if all {nodes} cells got alike. Outlined: the query."
+        f"{100 / nodes:.2g} % if all {nodes} cells got alike.{outlined}"
     )
 
 
