@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files", "checks"}
+GROUND = {"seeding", "inference", "files", "checks", "memory"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
     "files": GROUND,
     "checks": GROUND,
+    "memory": GROUND,
     "data": GROUND,
     "transforms": GROUND,
     "models": GROUND,

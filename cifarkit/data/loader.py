@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cifarkit.checks import check_device, check_integer, check_transform, has_parameter
 from cifarkit.data.dataset import ImageDataset
+from cifarkit.memory import keep_freed_memory
 from cifarkit.seeding import Draws
 
 Transform = Callable[..., Tensor]
@@ -94,6 +95,8 @@ class Loader:
 
         ``epoch`` advances when the last batch is used up; an iteration that is broken off leaves it as it is.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         first, self._start = self._start, 0
         self._position = first
         indices = self._indices(self.epoch)[first:]

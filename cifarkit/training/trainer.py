@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from cifarkit.checks import check_integer, check_items, check_number, name_kinds
 from cifarkit.inference import evaluation_mode
+from cifarkit.memory import keep_freed_memory
 from cifarkit.seeding import RngState
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
@@ -171,6 +172,8 @@ class Trainer:
                 the fp16 gradients overflow at every scale.
             SystemExit: 143 on SIGTERM and 130 on Ctrl-C, after the update is finished and saved.
         """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         bar = [ProgressBar()] if self.progress else []
         loggers = [*self.loggers, *bar]
         run = Run(self, check_task(task), train_loader, val_loader, [*self.callbacks, *bar], loggers)

@@ -1,0 +1,32 @@
+"""The C library's allocator, told to keep what a training loop frees and asks for again at once."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_... in glibc's malloc.h
+_KEPT_BYTES = 2**31 - 1  # the largest an int of mallopt can say; one above never happens in small-image work
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed pages instead of giving them back to the system, for the rest of the process.
+
+    A tensor of some megabytes is otherwise mapped when it is made and unmapped when it dies, and the kernel zeroes
+    every page of the next one, which is a good part of the time of preparing a batch. The price is that the process stays as
+    large as it once was. Only the first call does anything; the Trainer and the Loader make it on a CPU.
+
+    Returns:
+        whether the allocator took it; False on systems without glibc, and with another allocator it has no effect.
+    Source: the manual page mallopt(3).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # musl has none
+        return False
+    options = ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, 2**26))
+    return all(mallopt(option, value) == 1 for option, value in options)
