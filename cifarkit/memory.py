@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed pages instead of giving them back to the system, for the rest of the process.
 
     A tensor of some megabytes is otherwise mapped when it is made and unmapped when it dies, and the kernel zeroes
-    every page of the next one, which is a good part of the time of preparing a batch. The price is that the process stays as
-    large as it once was. Only the first call does anything; the Trainer and the Loader make it on a CPU.
+    every page of the next one, which is a good part of the time of preparing a batch. The price is that the process
+    stays as large as it once was. Only the first call does anything; on a CPU the Trainer and the Loader make it.
 
     Returns:
         whether the allocator took it; False on systems without glibc, and with another allocator it has no effect.
