@@ -11,8 +11,6 @@ resident size of a process of its own, less what it held before the call.
 
 from __future__ import annotations
 
-import os
-import resource
 import subprocess
 import sys
 import time
@@ -32,7 +30,8 @@ HEADS, DIM = 8, 64
 SIZES = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 LARGEST_WITH_PAIRS = 4096  # beyond, 8 heads of pairs need tens of GB
 AIMS = {1024: 5, 4096: 20}  # nodes -> times as fast as dense
-AROUND_CROSSOVER = [(nodes, heads, dim) for nodes in (256, 320, 512) for heads in (1, 8) for dim in (16, 64)]
+CORNERS = [(320, 21), (512, 8), (1024, 2), (1536, 1)]  # (nodes, heads) with just enough nodes and pairs for "auto"
+AROUND_CROSSOVER = [(nodes, heads, dim) for nodes, heads in CORNERS for dim in (16, 64)]
 COLORS = {"sorted": BLUE, "dense": VERMILION, "plain formula": PURPLE, "classical (SDPA)": GREEN}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -78,10 +77,15 @@ def peak_bytes(side: str, nodes: int) -> int:
 def print_own_peak(side: str, nodes: int) -> None:
     run = prepare(side, nodes)
     prepare(side, 64)()  # loads what the first call loads
-    page = os.sysconf("SC_PAGE_SIZE")
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * page
+    before = resident("VmRSS")
     run()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(resident("VmHWM") - before)
+
+
+def resident(name: str) -> int:
+    """Read the resident bytes of this process, now (VmRSS) or at most; getrusage would count those of its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def has_pairs(side: str) -> bool:
@@ -136,7 +140,9 @@ def draw(times: dict[int, dict[str, list[float]]], path: Path) -> None:
     for side, color in COLORS.items():
         points = [(nodes, Spread.of(sides[side]).median) for nodes, sides in times.items() if side in sides]
         axes.loglog(*zip(*points, strict=True), color=color, marker="o", markersize=4)
-        axes.annotate(side, points[-1], (5, 0), textcoords="offset points", color=color, fontsize=9, va="center")
+        shift = {"dense": (-8, 8), "plain formula": (-8, 26)}.get(side, (6, -3))  # these two end at nearly one point
+        align = "right" if side in ("dense", "plain formula") else "left"
+        axes.annotate(side, points[-1], shift, textcoords="offset points", color=color, fontsize=9, ha=align)
     axes.set(xlabel="nodes", ylabel="seconds, forward + backward")
     axes.set_xlim(right=max(times) * 6)
     axes.set_title(f"Graph attention, {HEADS} heads of {DIM}", fontsize=11, loc="left")

@@ -1,4 +1,4 @@
-"""Classify, generate and explain small images in plain PyTorch."""
+"""Classify small images in plain PyTorch."""
 
 from cifarkit import data, models, plots, training, transforms
 from cifarkit.data import ImageDataset, Loader

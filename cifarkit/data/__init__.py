@@ -3,7 +3,18 @@
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.data.features import FeatureLoader
 from cifarkit.data.loader import Loader
+from cifarkit.data.pictures import image_folder, read_images
 from cifarkit.data.shapes import shapes
-from cifarkit.data.sources import cifar10, cifar100, image_folder, load_npz
+from cifarkit.data.sources import cifar10, cifar100, load_npz
 
-__all__ = ["FeatureLoader", "ImageDataset", "Loader", "cifar10", "cifar100", "image_folder", "load_npz", "shapes"]
+__all__ = [
+    "FeatureLoader",
+    "ImageDataset",
+    "Loader",
+    "cifar10",
+    "cifar100",
+    "image_folder",
+    "load_npz",
+    "read_images",
+    "shapes",
+]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import tarfile
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,16 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets import CIFAR10, CIFAR100
-from tqdm import tqdm
 
-from cifarkit.checks import check_size
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.data.download import Expected, download
-
-# The raster formats Pillow decodes by itself; EPS, for example, would start another program.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -134,41 +126,6 @@ def load_npz(path: str | Path) -> ImageDataset:
         raise ValueError(f"{path}: {_one_line(error)}") from None
 
 
-def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None) -> ImageDataset:
-    """Read root/<class>/<picture>, the classes and pictures sorted by name, as RGB.
-
-    Any raster picture Pillow reads is taken (PNG, JPEG, BMP, GIF's first frame, WebP, TIFF, ...), turned upright by
-    its EXIF tag; transparency is dropped. Links, hidden files and other files such as ``manifest.jsonl`` are ignored.
-
-    Args:
-        root: folder with one folder for each class.
-        size: side, or (H, W), in pixels to resize to with antialiasing, which may stretch; None if all pictures
-            share one size.
-    Raises:
-        FileNotFoundError: if root is no folder.
-        TypeError: if a side of size is no integer.
-        ValueError: if size is below 1, a class has no picture, or a picture is damaged, too large or of another size;
-            the message names it.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    shape = None if size is None else check_size("size", size)
-    files = _pictures(root)
-    paths = [(path, label) for label, name in enumerate(files) for path in files[name]]
-    pixels: NDArray[np.uint8] | None = None
-    for index, (path, _) in enumerate(tqdm(paths, desc=root.name, unit="image", disable=None)):
-        picture = _read_picture(path, shape)  # (H, W, 3)
-        if pixels is None:
-            pixels = np.empty((len(paths), *picture.shape), np.uint8)
-        if picture.shape != pixels.shape[1:]:
-            sizes = f"{path} has (H, W) = {picture.shape[:2]}, but {paths[0][0]} has {pixels.shape[1:3]}"
-            raise ValueError(f"{sizes}; pass size= to resize all")
-        pixels[index] = picture
-    assert pixels is not None  # every class has a picture
-    return ImageDataset(_channels_first(pixels), np.array([label for _, label in paths]), list(files))
-
-
 def _read_cifar(archive: _Archive, root: Path, train: bool, fetch: bool, mirrors: Sequence[str]) -> ImageDataset:
     npz = root / f"{archive.title.replace('-', '').lower()}-{'train' if train else 'test'}.npz"
     if npz.exists():
@@ -225,62 +182,6 @@ def _unpack(archive: _Archive, packed: Path) -> None:
         target.mkdir(exist_ok=True)
         for path in (Path(folder) / target.name).iterdir():
             path.replace(target / path.name)
-
-
-def _pictures(root: Path) -> dict[str, list[Path]]:
-    """List the pictures of each class, both sorted by name."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and _is_plain(path))
-    if not folders:
-        raise ValueError(f"{root} holds no class folder; expected {root}/<class>/<picture>")
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
-    files = {
-        folder.name: sorted(
-            path for path in folder.iterdir() if path.is_file() and _is_plain(path) and path.suffix.lower() in suffixes
-        )
-        for folder in folders
-    }
-    empty = [name for name, paths in files.items() if not paths]
-    if empty:
-        raise ValueError(f"{root}: no picture in class folder {', '.join(empty)}; add some or remove the folder")
-    return files
-
-
-def _is_plain(path: Path) -> bool:
-    return not path.name.startswith(".") and not path.is_symlink()
-
-
-def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """Decode one file to uint8 (H, W, 3), or raise ValueError with its name."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats()) as image:
-                picture = _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture, or a damaged one") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: refused as too large: {_one_line(error)}") from None
-    except Exception as error:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
-        raise ValueError(f"{path}: {_one_line(error)}") from None
-    if shape is not None and picture.size != (shape[1], shape[0]):
-        picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)  # Pillow antialiases when it shrinks
-    return np.asarray(picture)
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of _FORMATS this build of Pillow knows; it has no message for the others."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB; 16-bit grey is scaled, because Pillow would clip it at 255."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode!r} have no fixed range; save the picture with 8 bits a channel")
-    return image.convert("RGB")
 
 
 def _channels_first(images: NDArray[Any]) -> NDArray[Any]:

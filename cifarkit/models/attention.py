@@ -13,7 +13,9 @@ from cifarkit.models.sorted_attention import sorted_attention
 
 Activation = Callable[[Tensor], Tensor]
 
-_CROSSOVER = 256  # nodes from which "auto" sorts; measured by benchmarks/attention.py, see docs/benchmarks.md
+# From where "auto" sorts, measured by benchmarks/attention.py: fewer nodes, or too few pairs for its fixed cost, are
+# faster dense.
+_FEWEST_NODES, _FEWEST_PAIRS = 320, 2**21
 
 
 def graph_attention(
@@ -32,7 +34,7 @@ def graph_attention(
         query, key, value: floating point; fp16 and bf16 are summed up in fp32.
         negative_slope: of phi below 0, in [0, 1]: 0 is ReLU, 1 the identity.
         method: "dense" makes the N x N weights; "sorted" gives the same in O(N log N + N D) without them, see
-            ``sorted_attention.py``; "auto" sorts from 256 nodes on, where that is faster.
+            ``sorted_attention.py``; "auto" sorts from 320 nodes and 2**21 pairs (B H N^2) on, where that is faster.
         activation: another elementwise phi, such as torch.tanh; always dense.
         mask: (B, N) bool, true where a node can be attended to; None for all. Where none can, outputs are 0.
     Shapes:
@@ -44,7 +46,7 @@ def graph_attention(
     """
     slope = check_number("negative_slope", negative_slope, 0, 1)
     _check_shapes(query, key, value, mask)
-    if _choose_method(method, key.shape[2], activation) == "sorted":
+    if _choose_method(method, key, activation) == "sorted":
         return _attend_sorted(query, key, value, mask, slope)
     weights = attention_weights(query, key, negative_slope=slope, activation=activation, mask=mask)
     return _mix_values(weights, value)
@@ -123,7 +125,7 @@ class GraphAttention(nn.Module):
         self.method, self.activation, self.dynamic = method, activation, dynamic
         if dynamic and method == "sorted":
             raise ValueError("method='sorted' needs one score a node; with dynamic=True give 'dense' or 'auto'")
-        _choose_method(method, 1, activation)
+        _check_method(method, activation)
         scores = self.dim if dynamic else self.heads
         self.query = nn.Linear(self.dim, scores)
         self.key = nn.Linear(self.dim, scores, bias=False)  # a bias of its own would add to the query's
@@ -244,15 +246,22 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _choose_method(method: str, nodes: int, activation: Activation | None) -> str:
+def _choose_method(method: str, key: Tensor, activation: Activation | None) -> str:
+    _check_method(method, activation)
+    if method != "auto":
+        return method
+    rows, nodes = key.shape[0] * key.shape[1], key.shape[2]
+    many = nodes >= _FEWEST_NODES and rows * nodes**2 >= _FEWEST_PAIRS
+    return "sorted" if many and activation is None else "dense"
+
+
+def _check_method(method: str, activation: Activation | None) -> None:
     if method not in ("auto", "dense", "sorted"):
         raise ValueError(f"method={method!r} is unknown; give 'auto', 'dense' or 'sorted'")
-    if activation is None:
-        return ("sorted" if nodes >= _CROSSOVER else "dense") if method == "auto" else method
-    check_callable("activation", activation, "give an elementwise function, such as torch.tanh")
-    if method == "sorted":
-        raise ValueError("method='sorted' needs a LeakyReLU; give negative_slope instead of activation, or 'dense'")
-    return "dense"
+    if activation is not None:
+        check_callable("activation", activation, "give an elementwise function, such as torch.tanh")
+        if method == "sorted":
+            raise ValueError("method='sorted' needs a LeakyReLU; give negative_slope instead of activation, or 'dense'")
 
 
 def _check_heads(dim: int, heads: int) -> tuple[int, int]:

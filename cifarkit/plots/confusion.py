@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def confusion_matrix(predictions: Numbers, labels: Numbers, classes: Sequence[str], path: FilePath = None) -> Figure:
     """Draw which class is taken for which, in % of the true class: each row adds up to 100.
 
-    Colour follows the square root, so that a confusion of 1 % is seen. Up to 20 classes the cells from 0.5 % up carry
+    Colour follows the square root, so that a confusion of 1 % is seen. Up to 20 classes the cells from 0.05 % up carry
     their number; a class without a sample has a white row.
 
     Args:
@@ -55,9 +55,10 @@ def _draw_matrix(axes: Axes, share: NDArray[np.float64], classes: Sequence[str])
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class", fontsize=10)
     axes.set_ylabel("true class", fontsize=10)
-    for row, column in np.argwhere(share >= 0.5) if few else ():
+    for row, column in np.argwhere(share >= 0.05) if few else ():
         color = "black" if share[row, column] > 20 else "white"  # 20 % is the middle grey of cividis
-        axes.text(column, row, f"{share[row, column]:.0f}", color=color, fontsize=8.5, ha="center", va="center")
+        digits = 1 if share[row, column] < 1 or 99 < share[row, column] < 100 else 0  # 0 and 100 only if exact
+        axes.text(column, row, f"{share[row, column]:.{digits}f}", color=color, fontsize=8.5, ha="center", va="center")
     bar = axes.figure.colorbar(picture, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.6, aspect=25, pad=0.02)
     bar.ax.tick_params(labelsize=8.5, length=0)
     bar.outline.set_visible(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from cifarkit.checks import check_integer, check_number
@@ -62,14 +63,17 @@ class Callback:
         """Take up the state of :meth:`state_dict`."""
 
 
-def check_mode(mode: str) -> str:
-    """Return mode if it is "min" or "max".
+def check_mode(mode: str, monitor: str | None = None) -> str:
+    """Return mode if it is "min" or "max", and warn if the name of the metric says the opposite.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it is neither.
     """
     if mode not in ("min", "max"):
         raise ValueError(f"mode={mode!r} is unknown; use 'min' for a loss or 'max' for an accuracy")
+    likely = {"loss": "min", "acc": "max"}.get((monitor or "").rpartition("_")[2], mode)
+    if likely != mode:
+        warnings.warn(f"monitor={monitor!r} with mode={mode!r} prefers the worst; give mode={likely!r}", stacklevel=3)
     return mode
 
 
@@ -99,7 +103,8 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, monitor: str, mode: str = "min", patience: int = 5, min_delta: float = 0.0) -> None:
-        self.monitor, self.mode, self.patience = monitor, check_mode(mode), check_integer("patience", patience, 0)
+        self.monitor, self.mode = monitor, check_mode(mode, monitor)
+        self.patience = check_integer("patience", patience, 0)
         self.min_delta = abs(check_number("min_delta", min_delta))
         self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, -1
 

@@ -127,7 +127,7 @@ class ModelCheckpoint(Callback):
         save_top_k: int = 1,
         every_n_steps: int | None = None,
     ) -> None:
-        self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode)
+        self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode, monitor)
         self.save_top_k = check_integer("save_top_k", save_top_k, 1)
         self.every_n_steps = None if every_n_steps is None else check_integer("every_n_steps", every_n_steps, 1)
         self.best: list[tuple[float, str]] = []  # (metric, file name), the best first
@@ -194,6 +194,12 @@ class ModelCheckpoint(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = [(value, name) for value, name in state["best"]]
+
+
+def explain_resuming(callbacks: Sequence[Callback]) -> str:
+    """Say with what an interrupted run goes on, or that nothing of it was saved."""
+    saved = next((callback.last_path for callback in callbacks if isinstance(callback, ModelCheckpoint)), None)
+    return "nothing was saved, for want of a ModelCheckpoint" if saved is None else f"go on with resume='{saved}'"
 
 
 def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) -> Path | None:

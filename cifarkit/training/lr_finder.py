@@ -38,8 +38,8 @@ class LearningRateSweep:
         verdict: the suggestion, or why there is none, in a sentence.
     """
 
-    learning_rates: list[float]
-    losses: list[float]
+    learning_rates: list[float] = field(repr=False)
+    losses: list[float] = field(repr=False)
     suggestion: float | None = field(init=False)
     verdict: str = field(init=False)
 

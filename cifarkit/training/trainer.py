@@ -17,7 +17,7 @@ from cifarkit.memory import keep_freed_memory
 from cifarkit.seeding import RngState
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.checkpoint import find_checkpoint, load_checkpoint
+from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
 from cifarkit.training.compiling import compile_networks, fall_back_to_eager
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
 from cifarkit.training.loading import iterating, require_batches, undisturbed
@@ -262,7 +262,7 @@ class Trainer:
             run.notify("on_fit_end")
             guard.check()
         except Interrupted:
-            run.stop(f"{guard.name} was received")
+            run.stop(f"{guard.name} was received; {explain_resuming(run.callbacks)}")
             run.notify("on_interrupt")
             raise SystemExit(guard.exit_code) from None
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from cifarkit.data import ImageDataset, cifar10, cifar100, image_folder, load_npz, sources
+from cifarkit.data import ImageDataset, cifar10, cifar100, image_folder, load_npz, read_images, sources
 from cifarkit.data.download import DownloadError, Expected
 
 RNG = np.random.default_rng(0)
@@ -320,3 +320,28 @@ def test_a_trip_through_pictures_keeps_every_pixel(tmp_path: Path) -> None:
     dataset = image_folder(tmp_path)
     assert torch.equal(dataset.images, torch.from_numpy(images))
     assert dataset.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_unlabelled_pictures_are_those_of_a_folder_by_name_or_the_given_files(tmp_path: Path) -> None:
+    colours = {"b.png": 20, "a.png": 10, "c.png": 30}
+    for name, value in colours.items():
+        Image.new("RGB", (6, 4), (value, 0, 0)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    images = read_images(tmp_path)
+    assert images.shape == (3, 3, 4, 6)
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert read_images([tmp_path / "c.png", str(tmp_path / "a.png")])[:, 0, 0, 0].tolist() == [30, 10]
+    assert read_images(tmp_path / "b.png", size=8).shape == (1, 3, 8, 8)
+
+
+def test_unlabelled_pictures_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no picture; for one folder a class use image_folder"):
+        read_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file or folder"):
+        read_images([tmp_path / "gone.png"])
+    with pytest.raises(ValueError, match=r"source=\[\] names no picture"):
+        read_images([])
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"bad\.png: not a picture"):
+        read_images(tmp_path)

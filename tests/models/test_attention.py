@@ -202,9 +202,10 @@ def test_auto_sorts_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     original = attention._attend_sorted
     monkeypatch.setattr(attention, "_attend_sorted", lambda *args: calls.append(args[1].shape[2]) or original(*args))
-    for nodes in (8, attention._CROSSOVER - 1, attention._CROSSOVER):
+    monkeypatch.setattr(attention, "_FEWEST_PAIRS", 4 * 330**2)
+    for nodes in (8, 319, 329, 330):  # 2 images and 2 heads
         graph_attention(*inputs(nodes))
-    assert calls == [attention._CROSSOVER]
+    assert calls == [330]
 
 
 @pytest.mark.parametrize("activation", [torch.tanh, F.gelu, F.elu])

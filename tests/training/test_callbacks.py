@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,3 +249,21 @@ def test_the_first_reason_to_stop_is_kept() -> None:
     assert run.step == 1
     weights: Tensor = next(run.task.parameters())
     assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "train_loss", "val_generator_loss"])
+def test_a_mode_that_prefers_the_worst_is_warned_about(monitor: str) -> None:
+    with pytest.warns(UserWarning, match=f"monitor='{monitor}' with mode='max' prefers the worst; give mode='min'"):
+        EarlyStopping(monitor, "max")
+    with pytest.warns(UserWarning, match="monitor='val_acc' with mode='min' prefers the worst; give mode='max'"):
+        EarlyStopping("val_acc")
+
+
+def test_a_checkpoint_warns_of_the_wrong_mode_and_not_of_the_right_one(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="give mode='min'"):
+        ModelCheckpoint(tmp_path, "val_loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ModelCheckpoint(tmp_path, "val_acc")
+        ModelCheckpoint(tmp_path)
+        EarlyStopping("sharpness", "max")

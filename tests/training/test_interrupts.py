@@ -57,7 +57,8 @@ def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert killed.returncode == 143, killed.stderr
-    assert killed.stdout.splitlines()[-1] == "stopped at step 4: SIGTERM was received"
+    advice = f"go on with resume='{tmp_path / 'last.pt'}'"
+    assert killed.stdout.splitlines()[-1] == f"stopped at step 4: SIGTERM was received; {advice}"
     assert "Traceback" not in killed.stderr
     resumed, whole = tiny_fit(resume=tmp_path / "last.pt"), tiny_fit()
     assert resumed.step == 9

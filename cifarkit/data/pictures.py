@@ -1,0 +1,151 @@
+"""Pictures in: image files of any kind, in folders or one by one."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from cifarkit.checks import check_size
+from cifarkit.data.dataset import ImageDataset
+
+# The raster formats Pillow decodes by itself; EPS, for example, would start another program.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
+
+
+def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None) -> ImageDataset:
+    """Read root/<class>/<picture>, the classes and pictures sorted by name, as RGB.
+
+    Any raster picture Pillow reads is taken (PNG, JPEG, BMP, GIF's first frame, WebP, TIFF, ...), turned upright by
+    its EXIF tag; transparency is dropped. Links, hidden files and other files such as ``manifest.jsonl`` are ignored.
+
+    Args:
+        root: folder with one folder for each class.
+        size: side, or (H, W), in pixels to resize to with antialiasing, which may stretch; None if all pictures
+            share one size.
+    Raises:
+        FileNotFoundError: if root is no folder.
+        TypeError: if a side of size is no integer.
+        ValueError: if size is below 1, a class has no picture, or a picture is damaged, too large or of another size;
+            the message names it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    shape = None if size is None else check_size("size", size)
+    files = _class_folders(root)
+    paths = [path for pictures in files.values() for path in pictures]
+    labels = [label for label, pictures in enumerate(files.values()) for _ in pictures]
+    pixels = _read_all(paths, shape, root.name).transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+    return ImageDataset(np.ascontiguousarray(pixels), np.array(labels), list(files))
+
+
+def read_images(source: str | Path | Sequence[str | Path], *, size: int | tuple[int, int] | None = None) -> Tensor:
+    """Read pictures that have no labels: those of one folder, sorted by name, or the given files in their order.
+
+    Args:
+        source: a folder, one file, or several files; what is taken is as for :func:`image_folder`.
+        size: as for :func:`image_folder`.
+    Returns:
+        uint8 (N, 3, H, W), ready for ``Normalize`` and ``predict``.
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+        ValueError: if there is no picture, or one is damaged, too large or of another size; the message names it.
+    """
+    given = [source] if isinstance(source, str | Path) else source
+    paths = [Path(path) for path in given]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]}: no such file or folder")
+    if len(paths) == 1 and paths[0].is_dir():
+        folder, paths = paths[0], _pictures_in(paths[0])
+        if not paths:
+            raise ValueError(f"{folder} holds no picture; for one folder a class use image_folder")
+    if not paths:
+        raise ValueError(f"source={source!r} names no picture; give a folder or some files")
+    shape = None if size is None else check_size("size", size)
+    return torch.from_numpy(_read_all(paths, shape, "pictures").transpose(0, 3, 1, 2).copy())  # (N, H, W, C) -> NCHW
+
+
+def _read_all(paths: Sequence[Path], shape: tuple[int, int] | None, title: str) -> NDArray[np.uint8]:
+    """Decode at least one file into uint8 (N, H, W, 3); all must have one size."""
+    pixels: NDArray[np.uint8] | None = None
+    for index, path in enumerate(tqdm(paths, desc=title, unit="image", disable=None)):
+        picture = _read_picture(path, shape)  # (H, W, 3)
+        if pixels is None:
+            pixels = np.empty((len(paths), *picture.shape), np.uint8)
+        if picture.shape != pixels.shape[1:]:
+            sizes = f"{path} has (H, W) = {picture.shape[:2]}, but {paths[0]} has {pixels.shape[1:3]}"
+            raise ValueError(f"{sizes}; pass size= to resize all")
+        pixels[index] = picture
+    assert pixels is not None
+    return pixels
+
+
+def _class_folders(root: Path) -> dict[str, list[Path]]:
+    """List the pictures of each class, both sorted by name."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and _is_plain(path))
+    if not folders:
+        raise ValueError(f"{root} holds no class folder; expected {root}/<class>/<picture>")
+    files = {folder.name: _pictures_in(folder) for folder in folders}
+    empty = [name for name, paths in files.items() if not paths]
+    if empty:
+        raise ValueError(f"{root}: no picture in class folder {', '.join(empty)}; add some or remove the folder")
+    return files
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
+    return sorted(
+        path for path in folder.iterdir() if path.is_file() and _is_plain(path) and path.suffix.lower() in suffixes
+    )
+
+
+def _is_plain(path: Path) -> bool:
+    return not path.name.startswith(".") and not path.is_symlink()
+
+
+def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """Decode one file to uint8 (H, W, 3), or raise ValueError with its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_formats()) as image:
+                picture = _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture, or a damaged one") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{path}: refused as too large: {_one_line(error)}") from None
+    except Exception as error:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+    if shape is not None and picture.size != (shape[1], shape[0]):
+        picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)  # Pillow antialiases when it shrinks
+    return np.asarray(picture)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of _FORMATS this build of Pillow knows; it has no message for the others."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB; 16-bit grey is scaled, because Pillow would clip it at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no fixed range; save the picture with 8 bits a channel")
+    return image.convert("RGB")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
