@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.task.state_dict(), whole.task.state_dict())  # threads may differ there
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt: a process that a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("foreground")
 def test_the_second_signal_acts_at_once() -> None:
     with InterruptGuard() as guard:
         guard.check()
