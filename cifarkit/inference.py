@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.checks import check_integer
+from cifarkit.checks import check_integer, check_number
 
 
 @contextmanager
@@ -28,7 +28,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 # caches one would fail in its next training step.
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: Tensor, *, batch_size: int = 512, precision: str = "auto", views: int = 1
+    model: nn.Module,
+    images: Tensor,
+    *,
+    batch_size: int = 512,
+    precision: str = "auto",
+    views: int = 1,
+    unsure: float = 1.0,
 ) -> Tensor:
     """Classify images in batches, in evaluation mode and without gradients.
 
@@ -39,10 +45,11 @@ def predict(
         precision: "fp32", "bf16", or "auto": bf16 where the processor computes it natively.
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
             against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
+        unsure: share of the images that get more than one view: those whose two largest logits are closest.
     Returns:
         logits (N, K), float32, on the CPU; an ordinary tensor.
     Raises:
-        ValueError: for a wrong shape, batch_size, precision or number of views.
+        ValueError: for a wrong shape, batch_size, precision, number of views or share.
         TypeError: if model is no module, images are no tensor of floating point, or batch_size is no integer.
     """
     if not isinstance(model, nn.Module):
@@ -57,11 +64,22 @@ def predict(
     batch_size = check_integer("batch_size", batch_size, 1)
     if views not in (1, 2, 6):
         raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
+    unsure = check_number("unsure", unsure, 0, 1)
     device = device_of(model)
+
+    def classify(part: Tensor, views: int) -> Tensor:
+        batches = (chunk.to(device, memory_format=torch.channels_last) for chunk in torch.split(part, batch_size))
+        return torch.cat([_average_views(model, batch, views).float().cpu() for batch in batches])
+
     with evaluation_mode(model), inference_autocast(precision, device):
-        batches = [chunk.to(device, memory_format=torch.channels_last) for chunk in torch.split(images, batch_size)]
-        logits = [_average_views(model, batch, views).float().cpu() for batch in batches]
-    return torch.cat(logits)
+        if views == 1 or unsure == 1:
+            return classify(images, views)
+        logits = classify(images, 1)
+        best = logits.topk(min(2, logits.shape[1]), dim=1).values
+        closest = (best[:, 0] - best[:, -1]).argsort()[: round(unsure * len(images))]
+        if len(closest):
+            logits[closest] = classify(images[closest], views)
+    return logits
 
 
 def _average_views(model: nn.Module, images: Tensor, views: int) -> Tensor:
@@ -86,6 +104,13 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def has_native_bf16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bf16 faster than fp32."""
+    if device.type == "cpu":
+        return cpu_has_bf16()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter; the CPU if it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
@@ -100,6 +125,5 @@ def inference_autocast(precision: str, device: torch.device) -> AbstractContextM
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'fp32' or 'bf16'")
     if precision == "auto":
-        native = cpu_has_bf16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported()
-        precision = "bf16" if native else "fp32"
+        precision = "bf16" if has_native_bf16(device) else "fp32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -163,3 +163,24 @@ def test_what_a_model_keeps_from_predicting_serves_in_training() -> None:
 
 def test_reflected_edges_are_those_of_pytorch() -> None:
     assert torch.equal(shifted(photos(), -1), F.pad(photos(), (1, 1, 1, 1), "reflect")[:, :, :8, :8])
+
+
+def test_only_the_unsure_share_gets_further_views() -> None:
+    model, images = TinyNet().eval(), photos(20)
+    one, all_views = (predict(model, images, precision="fp32", views=views) for views in (1, 6))
+    some = predict(model, images, precision="fp32", views=6, unsure=0.25)
+    best = one.topk(2).values
+    unsure = torch.zeros(20, dtype=torch.bool).index_fill(0, (best[:, 0] - best[:, 1]).argsort()[:5], True)
+    torch.testing.assert_close(some[unsure], all_views[unsure])
+    assert torch.equal(some[~unsure], one[~unsure])
+
+
+@pytest.mark.parametrize(("unsure", "views"), [(0.0, 1), (1.0, 6)])
+def test_no_and_all_images_unsure_are_one_view_and_all_views(unsure: float, views: int) -> None:
+    model, images = TinyNet(), photos()
+    assert torch.equal(predict(model, images, views=6, unsure=unsure), predict(model, images, views=views))
+
+
+def test_a_share_is_checked() -> None:
+    with pytest.raises(ValueError, match="unsure=2 must be"):
+        predict(TinyNet(), photos(), views=2, unsure=2)

@@ -4,6 +4,7 @@ from cifarkit.training import schedules
 from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeightAveraging, refresh_batchnorm
 from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMonitor, TimeLimit
 from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
+from cifarkit.training.estimate import estimate_seconds
 from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
@@ -34,6 +35,7 @@ __all__ = [
     "Trainer",
     "Update",
     "WandbLogger",
+    "estimate_seconds",
     "freeze",
     "load_checkpoint",
     "load_weights",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from cifarkit.checks import check_integer
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.loading import undisturbed
 from cifarkit.training.meters import NonFiniteLossError
+from cifarkit.training.snapshot import untouched
 from cifarkit.training.task import Task, check_task, metric_name
 from cifarkit.training.trainer import Trainer
 
@@ -173,25 +174,3 @@ class _Recorder(Callback):
         best, first = min(self.losses), float(np.mean(self.losses[:3]))
         if len(self.losses) > 10 and recent > first + 2 * (first - best) + 0.1 * abs(first):
             run.stop("the loss explodes")
-
-
-@contextmanager
-def untouched(task: Task) -> Iterator[None]:
-    """Put everything of a task that a fit changes back when the block ends, however it ends."""
-    weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
-    modes = [(module, module.training) for module in task.modules()]
-    storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
-    buffers = [(module, dict(module._buffers)) for module in task.modules()]
-    try:
-        yield
-    finally:
-        for parameter, storage, gradient in storages:  # a fit may have moved them to a device, or changed their strides
-            parameter.data, parameter.grad = storage, gradient
-        for module, own in buffers:
-            module._buffers.update(own)
-        task.load_state_dict(weights)
-        for name, optimizer in task.optimizers.items():
-            optimizer.load_state_dict(optimizers[name])
-        for module, training in modes:
-            module.training = training

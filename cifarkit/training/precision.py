@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from cifarkit.inference import cpu_has_bf16
+from cifarkit.inference import cpu_has_bf16, has_native_bf16
 
 SMALLEST_SCALE = 2.0**-24  # GradScaler begins at 2**16 and halves: 41 overflows in a row are no accident
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
@@ -17,16 +17,29 @@ class Precision:
     """Autocast and gradient scaling for one device.
 
     Args:
-        name: "fp32", "bf16-mixed" or "fp16-mixed". Mixed keeps weights and optimizer state in fp32.
+        name: "fp32", "bf16-mixed" or "fp16-mixed", which keep weights and optimizer state in fp32; or "auto", the
+            fastest that is safe on the device: bf16-mixed where it computes bf16 natively, else fp32.
         device: where the loop runs.
+    Attributes:
+        name: what it is, never "auto".
+        reason: why "auto" chose it, in a sentence; None if it was asked for.
     Raises:
         ValueError: if the name is unknown or the device cannot do it.
     Source: Micikevicius et al. 2018, "Mixed precision training".
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name not in PRECISIONS:
-            raise ValueError(f"precision={name!r} is unknown; choose one of {', '.join(map(repr, PRECISIONS))}")
+        if name != "auto" and name not in PRECISIONS:
+            known = ", ".join(map(repr, ("auto", *PRECISIONS)))
+            raise ValueError(f"precision={name!r} is unknown; choose one of {known}")
+        self.reason: str | None = None
+        if name == "auto":
+            native = has_native_bf16(device)
+            name = "bf16-mixed" if native else "fp32"
+            kind = "processor" if device.type == "cpu" else f"device ({device.type})"
+            self.reason = (
+                f"precision {name}: this {kind} computes bf16 {'natively' if native else 'slowly or not at all'}"
+            )
         self.name, self.device, self.dtype = name, device, PRECISIONS[name]
         if self.dtype is not None:
             _require_support(name, self.dtype, device)

@@ -23,6 +23,8 @@ class ProgressBar(Callback, Logger):
         self._bar: Any = None
 
     def start(self, run: Run) -> None:
+        if run.trainer.precision.reason is not None:
+            print(run.trainer.precision.reason, flush=True)
         if sys.stdout.isatty():
             from tqdm import tqdm
 

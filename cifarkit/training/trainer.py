@@ -35,7 +35,7 @@ class Trainer:
 
     Args:
         max_epochs, max_steps: when to end; at least one is needed, the first reached counts.
-        precision: "fp32", "bf16-mixed" or "fp16-mixed".
+        precision: "fp32", "bf16-mixed", "fp16-mixed", or "auto": bf16-mixed where the device has it, else fp32.
         accumulate_grad_batches: micro-batches an update, or {first epoch: number}, epochs from 0. Every sample weighs
             the same, so the result is that of one big batch, also in the short last window of an epoch.
         gradient_clip_val: bound on the gradient, None for none.

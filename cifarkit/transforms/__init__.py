@@ -1,6 +1,7 @@
 """Change batches of images, with a draw of its own for each image: ``t(images, draws=None) -> images``."""
 
 from cifarkit.transforms.base import RandomTransform, Transform
+from cifarkit.transforms.by_epoch import ByEpoch
 from cifarkit.transforms.color import ColorJitter, Normalize
 from cifarkit.transforms.compose import Compose
 from cifarkit.transforms.erase import Cutout
@@ -10,6 +11,7 @@ from cifarkit.transforms.policy import TrivialAugment
 
 __all__ = [
     "AlternatingFlip",
+    "ByEpoch",
     "ColorJitter",
     "Compose",
     "CutMix",

@@ -57,7 +57,7 @@ def test_without_fp16_the_scaler_does_nothing() -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"precision='16' is unknown; choose one of 'fp32', 'bf16-mixed', 'fp16-mixed'"
+        ValueError, match=r"precision='16' is unknown; choose one of 'auto', 'fp32', 'bf16-mixed', 'fp16-mixed'"
     ):
         Precision("16", CPU)
 
@@ -97,3 +97,14 @@ def test_auto_takes_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_devices_that_are_not_there_are_refused(device: str) -> None:
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here; 'auto' and 'cpu' can"):
         choose_device(device)
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16-mixed"), (False, "fp32")])
+def test_auto_is_what_the_processor_does_fast_and_says_so(
+    native: bool, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cifarkit.inference.cpu_has_bf16", lambda: native)
+    precision = Precision("auto", torch.device("cpu"))
+    assert precision.name == name
+    assert str(precision.reason).startswith(f"precision {name}: this processor computes bf16 ")
+    assert Precision("fp32", torch.device("cpu")).reason is None

@@ -472,7 +472,7 @@ def test_without_progress_not_a_word(capsys: pytest.CaptureFixture[str]) -> None
         ({"max_epochs": -1}, ValueError, "max_epochs=-1 must be at least 0"),
         ({"max_steps": -1}, ValueError, "max_steps=-1 must be at least 0"),
         ({"log_every_n_steps": 0}, ValueError, "log_every_n_steps=0 must be at least 1"),
-        ({"precision": "fp8"}, ValueError, "precision='fp8' is unknown; choose one of 'fp32'"),
+        ({"precision": "fp8"}, ValueError, "precision='fp8' is unknown; choose one of 'auto', 'fp32'"),
         ({"device": "abacus"}, ValueError, "device='abacus' cannot be used here; 'auto' and 'cpu' can"),
         (
             {"accumulate_grad_batches": 0},

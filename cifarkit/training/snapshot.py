@@ -1,0 +1,31 @@
+"""Fits on trial, which leave no trace in the task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cifarkit.training.task import Task
+
+
+@contextmanager
+def untouched(task: Task) -> Iterator[None]:
+    """Put everything of a task that a fit changes back when the block ends, however it ends."""
+    weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
+    modes = [(module, module.training) for module in task.modules()]
+    storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in task.modules()]
+    try:
+        yield
+    finally:
+        for parameter, storage, gradient in storages:  # a fit may have moved them to a device, or changed their strides
+            parameter.data, parameter.grad = storage, gradient
+        for module, own in buffers:
+            module._buffers.update(own)
+        task.load_state_dict(weights)
+        for name, optimizer in task.optimizers.items():
+            optimizer.load_state_dict(optimizers[name])
+        for module, training in modes:
+            module.training = training

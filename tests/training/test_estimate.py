@@ -1,0 +1,83 @@
+"""estimate_seconds: what it counts, with a clock of our own, and that it leaves no trace."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarkit import data
+from cifarkit.training import ClassificationTask, Trainer, estimate, estimate_seconds
+from cifarkit.transforms import ByEpoch, RandomCrop
+
+
+class Clock:
+    """Time that passes only in the network: a microsecond a pixel."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Timed(nn.Module):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.head = clock, nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.clock.now += images.numel() / images.shape[1] * 1e-6
+        logits: Tensor = self.head(images.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(estimate, "time", clock)
+    return clock
+
+
+def make_task(clock: Clock) -> ClassificationTask:
+    model = Timed(clock)
+    return ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+
+
+def test_every_size_of_image_is_timed_and_counted(clock: Clock) -> None:
+    loader = data.Loader(data.shapes(60), 20, transform=ByEpoch({0: RandomCrop(24, 0), 2: RandomCrop(32, 2)}))
+    seconds = estimate_seconds(Trainer(max_epochs=5, progress=False), make_task(clock), loader, steps=4)
+    assert seconds == pytest.approx(60 * (2 * 24**2 + 3 * 32**2) * 1e-6)
+
+
+def test_updates_of_several_batches_and_a_last_step_count(clock: Clock) -> None:
+    loader = data.Loader(data.shapes(60), 10)
+    trainer = Trainer(max_epochs=2, max_steps=8, accumulate_grad_batches={0: 1, 1: 3}, progress=False)
+    seconds = estimate_seconds(trainer, make_task(clock), loader, steps=6)
+    assert seconds == pytest.approx((6 * 10 + 2 * 30) * 32**2 * 1e-6)
+
+
+def test_nothing_is_left_behind(clock: Clock) -> None:
+    task, loader = make_task(clock), data.Loader(data.shapes(60), 20, shuffle=True)
+    before, position = copy.deepcopy(task.state_dict()), loader.state_dict()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    estimate_seconds(Trainer(max_epochs=2, progress=False), task, loader, steps=2)
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.state_dict().items())
+    assert (loader.state_dict(), task.training) == (position, True)
+    assert not task.optimizers["model"].state
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_torch_dataloader_will_do(clock: Clock) -> None:
+    loader = torch.utils.data.DataLoader(data.shapes(40), batch_size=20)
+    floats = [(images.float(), labels) for images, labels in loader]
+    seconds = estimate_seconds(Trainer(max_epochs=3, progress=False), make_task(clock), floats, steps=2)
+    assert seconds == pytest.approx(3 * 40 * 32**2 * 1e-6)
+
+
+def test_steps_are_checked(clock: Clock) -> None:
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        estimate_seconds(Trainer(max_epochs=1), make_task(clock), data.Loader(data.shapes(20), 10), steps=0)
