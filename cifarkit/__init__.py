@@ -1,6 +1,6 @@
 """Classify small images in plain PyTorch."""
 
-from cifarkit import data, models, plots, training, transforms
+from cifarkit import data, models, plots, recipes, training, transforms
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.inference import predict
 from cifarkit.seeding import Draws, seed_everything
@@ -63,6 +63,7 @@ __all__ = [
     "muon_groups",
     "plots",
     "predict",
+    "recipes",
     "run_folder",
     "save_weights",
     "schedules",

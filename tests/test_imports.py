@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files", "checks", "memory"}
+GROUND = {"seeding", "inference", "files", "folding", "checks", "memory"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
     "files": GROUND,
+    "folding": GROUND,
     "checks": GROUND,
     "memory": GROUND,
     "data": GROUND,
@@ -23,6 +24,7 @@ ROOMS = {  # what each room may import, besides itself
     "attribution": GROUND,
     "plots": GROUND,
     "generation": GROUND | {"data", "diffusion"},
+    "recipes": GROUND | {"data", "transforms", "models", "training"},
     "training": GROUND | {"plots"},  # the LR finder's sweep draws itself
 }
 LEVELS = {  # inside training: a module imports those of its own level and below; one not listed here counts as the top
@@ -31,6 +33,7 @@ LEVELS = {  # inside training: a module imports those of its own level and below
         [
             ["task"],
             [
+                "snapshot",
                 "schedules",
                 "precision",
                 "distributed",
@@ -46,7 +49,7 @@ LEVELS = {  # inside training: a module imports those of its own level and below
             ["callbacks", "averaging", "loggers", "trackers", "checkpoint", "progress"],
             ["run"],
             ["trainer"],
-            ["lr_finder"],
+            ["lr_finder", "estimate"],
         ]
     )
     for name in names

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifarkit.folding import fold_batchnorm
 from cifarkit.inference import cpu_has_bf16, evaluation_mode, predict
 
 
@@ -184,3 +185,22 @@ def test_no_and_all_images_unsure_are_one_view_and_all_views(unsure: float, view
 def test_a_share_is_checked() -> None:
     with pytest.raises(ValueError, match="unsure=2 must be"):
         predict(TinyNet(), photos(), views=2, unsure=2)
+
+
+def test_many_images_go_through_a_folded_copy_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = TinyNet(), photos(40)
+    model(photos(30))  # statistics
+    calls = []
+    monkeypatch.setattr("cifarkit.inference.fold_batchnorm", lambda network: calls.append(1) or fold_batchnorm(network))
+    plain = predict(model, images, precision="fp32")
+    monkeypatch.setattr("cifarkit.inference._WORTH_FREEZING", 40)
+    torch.testing.assert_close(predict(model, images, precision="fp32"), plain, atol=1e-5, rtol=1e-5)
+    assert calls == [1]
+
+
+def test_a_copy_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = TinyNet(), photos(40)
+    plain = predict(model, images, precision="fp32")
+    monkeypatch.setattr("cifarkit.inference._WORTH_FREEZING", 40)
+    monkeypatch.setattr("cifarkit.inference.fold_batchnorm", lambda network: TinyNet().eval())
+    assert torch.equal(predict(model, images, precision="fp32"), plain)

@@ -80,12 +80,18 @@ class Muon(Optimizer):
 
 
 def muon_groups(
-    model: nn.Module, lr: float = 0.03, other_lr: float = 0.1, other_weight_decay: float = 5e-4
+    model: nn.Module,
+    lr: float = 0.03,
+    other_lr: float = 0.1,
+    other_weight_decay: float = 5e-4,
+    *,
+    bias_lr: float | None = None,
+    other_momentum: float = 0.9,
 ) -> list[dict[str, Any]]:
     """Sort a network for :class:`Muon`: its convolution kernels behind the first, and all other parameters.
 
     The first convolution reads pixels and the linear head writes logits; like biases and norms they are stepped by SGD
-    with momentum 0.9. Kernels keep their norm if the network has a BatchNorm. Parameters that want no gradient are
+    with momentum. Kernels keep their norm if the network has a BatchNorm. Parameters that want no gradient are
     left out.
 
     Args:
@@ -93,6 +99,9 @@ def muon_groups(
         lr: rate of the kernels, the relative change of a filter in a step.
         other_lr: rate of the rest.
         other_weight_decay: of the rest.
+        bias_lr: rate of what has one dimension, biases and the weights of norms, in a third group that shrinks as fast
+            as the rest; None leaves them in the second.
+        other_momentum: of the rest, in [0, 1).
     Raises:
         ValueError: if the network has fewer than two convolutions to train.
     """
@@ -103,8 +112,14 @@ def muon_groups(
     chosen = {id(kernel) for kernel in kernels}
     others = [item for item in model.parameters() if item.requires_grad and id(item) not in chosen]
     keep_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-    plain = {"orthogonal": False, "lr": other_lr, "momentum": 0.9, "weight_decay": other_weight_decay}
-    return [{"params": kernels, "lr": lr, "keep_norm": keep_norm}, {"params": others} | plain]
+    groups = [{"params": kernels, "lr": lr, "keep_norm": keep_norm}]
+    plain = {"orthogonal": False, "momentum": other_momentum}
+    if bias_lr is not None:
+        flat = [item for item in others if item.dim() < 2]
+        others = [item for item in others if item.dim() >= 2]
+        groups.append({"params": flat, "lr": bias_lr, "weight_decay": other_weight_decay * other_lr / bias_lr} | plain)
+    groups.append({"params": others, "lr": other_lr, "weight_decay": other_weight_decay} | plain)
+    return [group for group in groups if group["params"]]
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:

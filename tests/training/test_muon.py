@@ -70,6 +70,15 @@ def test_groups_take_each_trainable_parameter_once() -> None:
     assert muon_groups(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))[0]["keep_norm"] is False
 
 
+def test_biases_may_have_a_group_of_their_own() -> None:
+    net = small_net()
+    kernels, biases, others = muon_groups(net, other_lr=0.1, other_weight_decay=1e-3, bias_lr=2.0, other_momentum=0.8)
+    assert [id(item) for item in biases["params"]] == [id(item) for item in net.parameters() if item.dim() == 1]
+    assert (biases["lr"], biases["momentum"], others["momentum"]) == (2.0, 0.8, 0.8)
+    assert biases["lr"] * biases["weight_decay"] == pytest.approx(others["lr"] * others["weight_decay"])
+    assert len(kernels["params"]) + len(biases["params"]) + len(others["params"]) == len(list(net.parameters()))
+
+
 def test_state_survives_a_checkpoint() -> None:
     nets = [small_net(), small_net()]
     first, second = (Muon(muon_groups(net)) for net in nets)

@@ -1,0 +1,63 @@
+"""A network in use, with every BatchNorm that follows a convolution taken into the convolution's kernel."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
+
+
+def fold_batchnorm(model: nn.Module) -> nn.Module | None:
+    """Copy a network for evaluation, with its BatchNorms folded into the convolutions before them.
+
+    In evaluation a BatchNorm multiplies and shifts each channel by constants, which the kernel can do as well, and a
+    pass over all activations is saved.
+
+    Returns:
+        a copy that gives the same outputs within rounding, in evaluation mode, its weights apart from the model's; or
+        None where that cannot be known: ``torch.fx`` cannot follow the forward pass, the model has hooks that a copy
+        would not call, or there is nothing to fold.
+    """
+    parts = list(model.modules())
+    if not any(isinstance(part, nn.BatchNorm2d) for part in parts) or any(_has_hooks(part) for part in parts):
+        return None
+    try:
+        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+    except Exception:  # whatever a forward pass may raise when it is given proxies; the model itself then does the work
+        return None
+    return traced if _fold(traced) else None
+
+
+def _fold(traced: fx.GraphModule) -> int:
+    """Fold in place, and return how many were folded."""
+    layers, folded = dict(traced.named_modules()), 0
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    for node in traced.graph.nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = layers[str(before.target)], layers[str(node.target)]
+        if not _can_fold(convolution, norm) or calls.count(before.target) > 1 or calls.count(node.target) > 1:
+            continue
+        owner, _, name = str(before.target).rpartition(".")
+        setattr(layers[owner], name, fuse_conv_bn_eval(convolution, norm))
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+        folded += 1
+    traced.recompile()
+    return folded
+
+
+def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
+    return (
+        type(convolution) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and norm.track_running_stats
+        and not is_parametrized(convolution)
+    )
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)

@@ -1,0 +1,118 @@
+"""Whole trainings by name: what is trained, on what images, at what rates, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarkit import transforms
+from cifarkit.data import ImageDataset, Loader
+from cifarkit.models import SpeedNet
+from cifarkit.training import ClassificationTask, Muon, Trainer, muon_groups
+
+_WHITENING_IMAGES = 5_000
+_SGD_LR = 0.7  # of the kernels without Muon
+UNSURE = 0.25  # share of the test images that get six views instead of one
+
+
+@dataclass(frozen=True)
+class SpeedRecipe:
+    """Train a :class:`SpeedNet` in a given time, through the ordinary Loader, task and Trainer.
+
+    Rates are peaks for a batch of 500, reached at once and lowered linearly to 0; SGD's are in units of a mean loss.
+
+    Attributes:
+        epochs: passes over the training images.
+        widths, depth: of the SpeedNet.
+        sides: {first epoch: side of the crops in pixels}; a step on 24 pixels costs about half of one on 32.
+        padding: pixels added around the image before a crop of full size.
+        cutout: side of a square that is blanked, 0 for none.
+        batch_size: images an update.
+        kernel_lr: of :class:`Muon`'s orthogonal steps, the relative change of a filter.
+        head_lr, bias_lr: of the linear head and of the BatchNorm biases, by SGD with momentum 0.85.
+        weight_decay: of head and biases, the share they lose in an update at the peak rate.
+        label_smoothing: share of each label that is spread over all classes.
+        muon: step the kernels by Muon; false steps them by SGD at a rate of 0.7.
+        whiten: set the stem from the images and freeze it; false learns it.
+        alternating_flip: mirror each image in every other epoch; false draws anew each time.
+    Source: Jordan 2024, arXiv 2404.00498, and its successor with Muon (Jordan et al. 2024).
+    """
+
+    epochs: int = 8
+    widths: tuple[int, int, int] = (64, 256, 256)
+    depth: int = 2
+    sides: Mapping[int, int] = field(default_factory=lambda: {0: 24, 5: 32})
+    padding: int = 2
+    cutout: int = 0
+    batch_size: int = 500
+    kernel_lr: float = 0.12
+    head_lr: float = 0.01
+    bias_lr: float = 26.0
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.2
+    muon: bool = True
+    whiten: bool = True
+    alternating_flip: bool = True
+
+    def loader(self, train_set: ImageDataset, *, seed: int = 0, device: str | torch.device = "cpu") -> Loader:
+        """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch."""
+        normalize = transforms.Normalize(*train_set.mean_std())
+        side_of_images = max(train_set.image_shape[1:])
+
+        flip = transforms.AlternatingFlip() if self.alternating_flip else transforms.RandomHorizontalFlip()
+
+        def augment(side: int) -> transforms.Compose:
+            crop = transforms.RandomCrop(side, self.padding if side >= side_of_images else 0)
+            cutout = [transforms.Cutout(self.cutout)] if self.cutout else []
+            return transforms.Compose([crop, flip, *cutout, normalize])
+
+        stages = transforms.ByEpoch({epoch: augment(side) for epoch, side in self.sides.items()})
+        return Loader(
+            train_set, self.batch_size, shuffle=True, drop_last=True, seed=seed, transform=stages, device=device
+        )
+
+    def task(self, train_set: ImageDataset) -> ClassificationTask:
+        """Make the network, its stem whitened and frozen, and the optimizer."""
+        model = SpeedNet(train_set.num_classes, widths=self.widths, depth=self.depth)
+        if self.whiten:
+            model.whiten(normalized_sample(train_set, _WHITENING_IMAGES))
+            model.stem.requires_grad_(False)
+        decay = self.weight_decay / self.head_lr
+        kernels, *others = muon_groups(
+            model, self.kernel_lr, self.head_lr, decay, bias_lr=self.bias_lr, other_momentum=0.85
+        )
+        if not self.muon:
+            kernels |= {"lr": _SGD_LR, "momentum": 0.85, "orthogonal": False, "keep_norm": False}
+            kernels["weight_decay"] = self.weight_decay / _SGD_LR
+        return ClassificationTask(model, Muon([kernels, *others]), label_smoothing=self.label_smoothing)
+
+    def trainer(self, **options: Any) -> Trainer:
+        """Make the Trainer; options are further arguments of it, such as callbacks and loggers."""
+        settings: dict[str, Any] = {"max_epochs": self.epochs, "precision": "auto", "schedule": to_zero}
+        return Trainer(**(settings | options))
+
+
+def to_zero(progress: float) -> float:
+    """Fall linearly from 1 to 0."""
+    return 1 - progress
+
+
+def normalized_sample(images: ImageDataset, count: int) -> Tensor:
+    """Return the same count images of the set every time, spread over it, float and normalised."""
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long()
+    sample: Tensor = transforms.Normalize(*images.mean_std())(images.images[chosen])
+    return sample
+
+
+SPEEDRUN = {
+    "1-minute": SpeedRecipe(epochs=4, widths=(32, 128, 128), sides={0: 24, 3: 32}),
+    "4-minutes": SpeedRecipe(),
+    "15-minutes": SpeedRecipe(epochs=15, widths=(64, 256, 256), sides={0: 24, 8: 32}),
+    "95-percent": SpeedRecipe(epochs=15, widths=(128, 384, 384), sides={0: 24, 9: 32}),
+    "96-percent": SpeedRecipe(epochs=37, widths=(128, 384, 512), depth=3, sides={0: 32}, padding=4, cutout=12),
+}
+TINY = SpeedRecipe(epochs=2, widths=(8, 16, 16), sides={0: 24, 1: 32}, batch_size=50)

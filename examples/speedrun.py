@@ -1,0 +1,61 @@
+"""Train a good CIFAR-10 classifier in the minutes you have, on a laptop's CPU.
+
+    python examples/speedrun.py --data cifar10 --root data --download --minutes 4 --test
+
+Before it starts it times a few updates and says how long the run will take on this machine. Expected accuracies and
+seconds stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import cifarkit
+from cifarkit import data, recipes, training, transforms
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+flag = parser.add_argument
+flag("--data", default="shapes", help="shapes, cifar10, cifar100 or a .npz file")
+flag("--root", default="data", help="where CIFAR lies")
+flag("--download", action="store_true", help="fetch CIFAR if it is not there")
+flag("--recipe", default="4-minutes", choices=list(recipes.SPEEDRUN), help="by the time on two cores, or the accuracy")
+flag("--seed", type=int, default=0)
+flag("--val", type=float, default=0.0, help="share of the training images to hold out and look at after each epoch")
+flag("--test", metavar="FILE", nargs="?", const="", help="look at the test images, once, at the end")
+flag("--resume", metavar="FOLDER")
+flag("--estimate", action="store_true", help="only say how long it would take")
+flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+args = parser.parse_args()
+
+
+def load(source: str, train: bool) -> data.ImageDataset:
+    if source == "shapes":
+        return data.shapes(20_000 if train else 2_000, seed=1 - train)
+    if source in ("cifar10", "cifar100"):
+        return getattr(data, source)(args.root, train=train, download=args.download)
+    return data.load_npz(source)
+
+
+cifarkit.seed_everything(args.seed)
+everything = load(args.data, train=True)
+train_set = everything.split(600)[0] if args.tiny else everything
+train_set, *held_out = train_set.split(1 - args.val, args.val) if args.val else [train_set]
+recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
+normalize = transforms.Normalize(*train_set.mean_std())
+folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"{Path(args.data).stem}-speedrun")
+
+started = time.perf_counter()
+loader, task = recipe.loader(train_set, seed=args.seed), recipe.task(train_set)
+val_loader = data.Loader(held_out[0], 500, transform=normalize) if held_out else None
+trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
+seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
+print(f"about {seconds:.0f} s of training on this machine, {len(train_set):,} images, {recipe.epochs} epochs")
+if args.estimate:
+    raise SystemExit
+run = trainer.fit(task, loader, val_loader, resume=args.resume)
+print(f"trained in {run.seconds:.0f} s; weights in {folder}")
+if args.test is not None:
+    test_set = load(args.test or args.data, train=False)
+    logits = cifarkit.predict(task.model, normalize(test_set.images), views=6, unsure=0.25)
+    accuracy = (logits.argmax(1) == test_set.labels).float().mean().item()
+    print(f"test_acc {accuracy:.4f}, {time.perf_counter() - started:.0f} s from the first batch to this line")

@@ -1,0 +1,76 @@
+"""Recipes: what they build, and that each of their switches reaches the training."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cifarkit import data, recipes
+from cifarkit.recipes import SpeedRecipe
+from cifarkit.transforms import AlternatingFlip, Cutout, RandomHorizontalFlip
+
+TRAIN = data.shapes(200)
+
+
+def test_crops_grow_with_the_epochs() -> None:
+    loader = replace(recipes.TINY, sides={0: 24, 1: 28, 2: 32}).loader(TRAIN)
+    sides = [{images.shape[-1] for images, _ in loader} for _ in range(4)]
+    assert sides == [{24}, {28}, {32}, {32}]
+
+
+def test_the_network_is_whitened_and_its_stem_stays() -> None:
+    task = recipes.TINY.task(TRAIN)
+    stem = task.model.stem[0].weight.clone()
+    recipes.TINY.trainer(max_epochs=1, progress=False).fit(task, recipes.TINY.loader(TRAIN))
+    torch.testing.assert_close(stem[:12], -stem[12:])
+    assert torch.equal(task.model.stem[0].weight, stem)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    trained = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        task = recipes.TINY.task(TRAIN)
+        recipes.TINY.trainer(progress=False).fit(task, recipes.TINY.loader(TRAIN, seed=3))
+        trained.append(task.model.head.weight)
+    assert torch.equal(*trained)
+
+
+def test_rates_and_decay_reach_their_parameters() -> None:
+    recipe = replace(recipes.TINY, kernel_lr=0.2, head_lr=0.5, bias_lr=2.0, weight_decay=0.01)
+    kernels, biases, head = recipe.task(TRAIN).optimizers["model"].param_groups
+    assert (kernels["lr"], biases["lr"], head["lr"]) == (0.2, 2.0, 0.5)
+    assert biases["lr"] * biases["weight_decay"] == pytest.approx(0.01)
+    assert head["lr"] * head["weight_decay"] == pytest.approx(0.01)
+    assert [len(group["params"]) for group in (kernels, biases, head)] == [6, 6, 1]
+
+
+def test_switches_take_parts_out() -> None:
+    plain = replace(recipes.TINY, muon=False, whiten=False, alternating_flip=False, cutout=8)
+    groups = plain.task(TRAIN).optimizers["model"].param_groups
+    assert not any(group["orthogonal"] for group in groups)
+    assert sum(len(group["params"]) for group in groups) == 15  # the stem learns, too
+    steps = [type(step) for step in plain.loader(TRAIN).transform.at(0).transforms]
+    assert RandomHorizontalFlip in steps
+    assert Cutout in steps
+    assert AlternatingFlip not in steps
+
+
+def test_options_go_to_the_trainer() -> None:
+    trainer = recipes.TINY.trainer(max_epochs=1, precision="fp32", gradient_clip_val=1.0)
+    assert (trainer.max_epochs, trainer.precision.name, trainer.clip_bound) == (1, "fp32", 1.0)
+    assert [trainer.schedule(progress) for progress in (0, 0.25, 1)] == [1, 0.75, 0]
+
+
+@pytest.mark.parametrize("name", recipes.SPEEDRUN)
+def test_every_recipe_builds(name: str) -> None:
+    recipe: SpeedRecipe = recipes.SPEEDRUN[name]
+    assert recipe.loader(TRAIN.subset(range(0, 200, 2))).batch_size == recipe.batch_size
+    assert recipe.task(TRAIN).model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_whitening_looks_at_images_of_the_whole_set() -> None:
+    sample = recipes.normalized_sample(TRAIN, 50)
+    assert sample.shape == (50, 3, 32, 32)
+    assert recipes.normalized_sample(TRAIN, 900).shape[0] == 200
+    assert sample.mean().abs() < 0.1
