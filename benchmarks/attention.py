@@ -1,12 +1,15 @@
 """Graph attention by sorting, against the same attention with its weights formed: seconds, memory, growth.
 
-    python benchmarks/attention.py            # about 5 minutes on 2 cores
+    python benchmarks/attention.py            # about 8 minutes on 2 cores
     python benchmarks/attention.py --tiny     # seconds, to see that it runs
 
 One call is forward and backward of query, key and value, fp32, one image, 8 heads of 64 numbers a node. The peers are
 the formula as anyone would write it, leaky_relu(q + k).softmax @ v, cifarkit's own method="dense", and for comparison
 PyTorch's scaled_dot_product_attention, which is another attention. Rounds interleave all sides; memory is the highest
 resident size of a process of its own, less what it held before the call.
+
+A second table looks at the corners where method="auto" has just begun to sort: the fewest nodes for vectors of 16 to
+512 numbers, with just enough pairs, with many heads, and with few queries for many nodes; with and without backward.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from report import Report, Spread, Table, arguments, destination, ratios, take_turns
@@ -24,14 +29,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifarkit.models.attention import graph_attention
+from cifarkit.models.sorted_attention import fewest_nodes, is_faster_sorted
 from cifarkit.plots.figure import BLUE, GREEN, PURPLE, VERMILION, finish, new_figure, strip_axes
 
 HEADS, DIM = 8, 64
 SIZES = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 LARGEST_WITH_PAIRS = 4096  # beyond, 8 heads of pairs need tens of GB
 AIMS = {1024: 5, 4096: 20}  # nodes -> times as fast as dense
-CORNERS = [(320, 21), (512, 8), (1024, 2), (1536, 1)]  # (nodes, heads) with just enough nodes and pairs for "auto"
-AROUND_CROSSOVER = [(nodes, heads, dim) for nodes, heads in CORNERS for dim in (16, 64)]
 COLORS = {"sorted": BLUE, "dense": VERMILION, "plain formula": PURPLE, "classical (SDPA)": GREEN}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -44,6 +48,33 @@ def classical(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value)
 
 
+class Corner(NamedTuple):
+    """A call at which "auto" has just begun to sort."""
+
+    queries: int
+    nodes: int
+    heads: int
+    dim: int
+
+
+def corners() -> list[Corner]:
+    """Return the corners for short and long vectors, those of most interest first."""
+    found = []
+    for dim in (64, 512, 16, 256):
+        least = fewest_nodes(dim)
+        for queries, nodes in ((least, least), (least, 8192), (1536, 1536)):
+            if min(queries, nodes) >= least:
+                found.append(Corner(queries, nodes, fewest_heads(queries, nodes, dim), dim))
+        found.append(Corner(least, least, 32, dim))
+    return found
+
+
+def fewest_heads(queries: int, nodes: int, dim: int) -> int:
+    empty = partial(torch.empty, device="meta")
+    calls = ((heads, empty(1, heads, queries), empty(1, heads, nodes, dim)) for heads in count(1))
+    return next(heads for heads, query, value in calls if is_faster_sorted(query, value))
+
+
 SIDES: dict[str, Attend] = {
     "sorted": partial(graph_attention, method="sorted"),
     "dense": partial(graph_attention, method="dense"),
@@ -52,17 +83,21 @@ SIDES: dict[str, Attend] = {
 }
 
 
-def prepare(side: str, nodes: int, heads: int = HEADS, dim: int = DIM) -> Callable[[], float]:
-    """Return a function that attends forward and backward once and says how many seconds it took."""
-    attend, generator = SIDES[side], torch.Generator().manual_seed(nodes)
-    shape = (1, heads, nodes, dim) if side.startswith("classical") else (1, heads, nodes)
-    query, key = (torch.randn(shape, generator=generator).requires_grad_() for _ in range(2))
-    value, upstream = (torch.randn(1, heads, nodes, dim, generator=generator) for _ in range(2))
-    value.requires_grad_()
+def prepare(
+    side: str, nodes: int, heads: int = HEADS, dim: int = DIM, *, queries: int | None = None, backward: bool = True
+) -> Callable[[], float]:
+    """Return a function that attends once, forward and perhaps backward, and says how many seconds it took."""
+    attend, generator, asking = SIDES[side], torch.Generator().manual_seed(nodes), queries or nodes
+    own = (dim,) if side.startswith("classical") else ()
+    query, key = (torch.randn(1, heads, size, *own, generator=generator) for size in (asking, nodes))
+    value, upstream = (torch.randn(1, heads, size, dim, generator=generator) for size in (nodes, asking))
+    tensors = tuple(tensor.requires_grad_(backward) for tensor in (query, key, value))
 
     def run() -> float:
         start = time.perf_counter()
-        torch.autograd.grad(attend(query, key, value), (query, key, value), upstream)
+        outputs = attend(*tensors)
+        if backward:
+            torch.autograd.grad(outputs, tensors, upstream)
         return time.perf_counter() - start
 
     return run
@@ -119,19 +154,26 @@ def speed_table(times: dict[int, dict[str, list[float]]], memory: dict[int, dict
     return Table(f"forward + backward, {HEADS} heads of {DIM}, fp32", columns, rows)
 
 
-def crossover_table(cases: list[tuple[int, int, int]], rounds: int) -> tuple[Table, float]:
+def crossover_table(cases: list[Corner], rounds: int) -> tuple[Table, float]:
     """Compare where "auto" has just begun to sort; return the table and the worst median of dense over sorted."""
     rows, worst = [], float("inf")
-    for nodes, heads, dim in cases:
-        runs = {side: prepare(side, nodes, heads, dim) for side in ("sorted", "dense", "plain formula")}
-        for run in runs.values():
-            run()
-        found = take_turns(runs, rounds)
-        gains = [ratios(found[side], found["sorted"]) for side in ("dense", "plain formula")]
-        worst = min(worst, gains[0].median)
-        rows.append([str(nodes), str(heads), str(dim), *(gain.text(2) for gain in gains)])
-    columns = ["nodes", "heads", "numbers a head", "dense / sorted", "plain / sorted"]
-    return Table('where "auto" begins to sort', columns, rows), worst
+    for case in cases:
+        cells = []
+        for backward in (False, True):
+            sides = ("sorted", "dense", "plain formula")
+            options = {"queries": case.queries, "backward": backward}
+            runs = {side: prepare(side, case.nodes, case.heads, case.dim, **options) for side in sides}
+            for run in runs.values():
+                run()
+            found = take_turns(runs, rounds)
+            gains = [ratios(found[side], found["sorted"]) for side in ("dense", "plain formula")]
+            worst = min(worst, gains[0].median)
+            cells += [gain.text(2) for gain in gains]
+        rows.append([*map(str, case), *cells])
+        print(*rows[-1], flush=True)
+    titles = ["queries", "nodes", "heads", "numbers a head"]
+    titles += [f"{who} / sorted, {what}" for what in ("forward", "with backward") for who in ("dense", "plain")]
+    return Table('where "auto" begins to sort', titles, rows), worst
 
 
 def draw(times: dict[int, dict[str, list[float]]], path: Path) -> None:
@@ -163,7 +205,7 @@ def main() -> None:
     times = measure(sizes, rounds)
     measured = [nodes for nodes in sizes if nodes >= (256 if options.tiny else 1024)]
     memory = {nodes: {s: peak_bytes(s, nodes) for s in ("sorted", "dense") if s in times[nodes]} for nodes in measured}
-    crossover, worst = crossover_table(AROUND_CROSSOVER[: 2 if options.tiny else None], 3 * rounds)
+    crossover, worst = crossover_table(corners()[: 2 if options.tiny else None], 2 * rounds)
     report.tables += [speed_table(times, memory), crossover]
     report.figures |= {"seconds": times, "bytes": memory}
     for nodes, least in AIMS.items():

@@ -48,7 +48,8 @@ def check_number(
     except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several values
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give one number") from None
     inside = (low < number if above else low <= number) and (number < high if below else number <= high)
-    if not (math.isfinite(number) and inside):
+    # Compared instead of asked by math.isfinite, which torch.compile cannot trace for a number that varies.
+    if not (-math.inf < number < math.inf and inside):
         lower = "" if low == -math.inf else f"{'above' if above else 'at least'} {low:g}"
         upper = "" if high == math.inf else f"{'below' if below else 'at most'} {high:g}"
         raise ValueError(f"{name}={value!r} must be {' and '.join(filter(None, (lower, upper))) or 'finite'}")

@@ -73,7 +73,7 @@ if args.finetune_epochs:
     print("after tuning all weights:", accuracies(hybrid))
 folder = training.run_folder(f"{args.attention}-attention")
 training.save_weights(hybrid, folder / "hybrid.pt")
-shown = val_set.images[:: len(val_set) // 4][:4]
+shown = val_set.images[:: max(1, len(val_set) // 4)][:4]
 weights = hybrid.attention_maps(normalize(shown).to(next(hybrid.parameters()).device))  # (B, heads, N, N)
 plots.attention_maps(shown, weights, path=folder / "attention.png")
 print(f"query dependence {models.query_dependence(weights).mean():.3f}; see {folder}")

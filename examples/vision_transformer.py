@@ -70,7 +70,7 @@ settings |= {"callbacks": callbacks, "loggers": [training.CSVLogger(folder)]}
 trainer = training.Trainer(max_epochs=args.epochs, **settings)
 run = trainer.fit(task, train_loader, val_loader, resume=args.resume)
 plots.training_curves(run.history, folder / "curves.png")
-shown = val_set.images[:: len(val_set) // 4][:4]
+shown = val_set.images[:: max(1, len(val_set) // 4)][:4]
 weights = model.attention_maps(normalize(shown).to(run.device))[-1]  # of the last layer: (B, heads, N, N)
 plots.attention_maps(shown, weights, path=folder / "attention.png")
 print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.metrics['seconds']:.0f} s; see {folder}")

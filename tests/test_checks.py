@@ -71,6 +71,15 @@ def test_what_is_no_number_is_named(value: Any, limits: Any, error: type[Excepti
         check_number("p", value, **limits)
 
 
+def test_numbers_that_vary_are_compiled() -> None:
+    def scale(values: Tensor, factor: float) -> Tensor:
+        return values * check_number("factor", factor, 0, 1)
+
+    compiled = torch.compile(scale, fullgraph=True, dynamic=True, backend="eager")
+    for factor in (0.1, 0.2, 0.3):
+        assert torch.equal(compiled(torch.ones(3), factor), torch.full((3,), factor))
+
+
 def test_wrong_members_of_several_numbers_are_named() -> None:
     with pytest.raises(ValueError, match="std=0 must be above 0"):
         check_numbers("std", (1, 0), 0, above=True)

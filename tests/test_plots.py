@@ -311,6 +311,9 @@ def test_attention_of_nothing_is_drawn() -> None:
         ({"images": torch.zeros(2, 1, 8, 8), "grid": (16, 1)}, ValueError, r"grid=\(16, 1\) is finer than the 8 x 8"),
         ({"queries": [16]}, ValueError, "queries holds 16, but the nodes are numbered from 0 to 15"),
         ({"queries": [0.5]}, TypeError, r"queries\[0\]=0\.5 is a float"),
+        ({"queries": 5}, TypeError, r"queries=5 is a int; give a list of node numbers, as in \[5\]"),
+        ({"queries": torch.tensor(5)}, TypeError, r"queries=tensor\(5\) is a Tensor; give a list of node numbers"),
+        ({"grid": 4}, TypeError, r"grid=4 is a int; give two numbers, \(rows, columns\)"),
         ({"columns": "layers"}, ValueError, "columns='layers' is unknown; give 'queries' or 'heads'"),
     ],
 )

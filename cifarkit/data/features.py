@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from typing import Any, cast
+from contextlib import closing, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,24 @@ from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 
 _log = logging.getLogger(__name__)
 _CHUNK = 512  # images at a time in the pass that fills the cache
+_Versions = list[tuple[Tensor, int]]  # parameters and buffers, and how often each had been written to
+
+
+class _Cache(NamedTuple):
+    """All features, and the state of what computed them."""
+
+    features: Tensor  # (N, ...)
+    parts: list[str]  # names of the modules that ran
+    versions: _Versions
 
 
 class FeatureLoader(Loader):
     """Iterate over (features, labels) where a :class:`Loader` gives (images, labels), in the same order.
 
     Where the transform is fixed (none, or its attribute ``fixed`` is true) the features of all images are computed
-    once, at the first batch, and kept: make a new FeatureLoader when the backbone has learnt since. Else, or if they
-    need too much memory, they are computed batch by batch, which a warning tells. The backbone runs in evaluation mode
-    without gradients, and afterwards is as it was.
+    once and kept, until an epoch begins with the backbone written to (through ``.data`` goes unseen). Else, or if they
+    need too much memory, they are computed batch by batch. A warning tells of both. The backbone runs in evaluation
+    mode without gradients, and afterwards is as it was.
 
     Args:
         loader: whose dataset, transform, order, device and position are taken over; it does not move with this one.
@@ -54,10 +64,10 @@ class FeatureLoader(Loader):
             advice = "give a torch.nn.Module that maps images to features, or a method of one such as hybrid.features"
             raise TypeError(f"backbone is a {type(backbone).__name__}; {advice}")
         inference_autocast(precision, device_of(owner))  # which knows the names
-        vars(self).update(vars(loader.copy()))
+        vars(self).update(vars(loader.copy()))  # all that makes the order and the position, of a subclass too
         self.loader, self.backbone, self._owner = loader.copy(), backbone, owner
         self.precision, self.max_bytes = precision, check_number("max_bytes", max_bytes, 0)
-        self._store: list[Tensor] = []  # the cache once it is filled; copies of this loader share it
+        self._store: list[_Cache] = []  # one once it is filled; copies of this loader share it
         obstacle = self._obstacle()
         if obstacle is not None:
             _log.warning("%s, so features are computed anew for every batch; %s", *obstacle)
@@ -70,8 +80,12 @@ class FeatureLoader(Loader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of the epoch as a Loader does; the first call of all fills the cache."""
-        if self._cached:
-            self._all_features()  # here, because the thread that prefetches must not switch the backbone's mode
+        if self._cached:  # filled here, because the thread that prefetches must not switch the backbone's mode
+            if not self._store:
+                self._store.append(self._fill(None))
+            elif self._has_changed(self._store[0]):
+                _log.warning("the backbone has changed since its features were kept, so they are computed anew")
+                self._store[0] = self._fill(self._store[0].features)
         return super().__iter__()
 
     def _prepare(self, indices: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +93,7 @@ class FeatureLoader(Loader):
             images, labels = self.loader._prepare(indices, epoch)
             return self._extract(images).float(), labels
         on_device = indices.to(self.device)
-        return self._all_features().index_select(0, on_device).float(), self._labels[on_device]
+        return self._store[0].features.index_select(0, on_device).float(), self._labels[on_device]
 
     def _prepared(self, indices: Sequence[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Prepare the images as the loader does, in its thread if it may, and their features in the caller's."""
@@ -114,16 +128,50 @@ class FeatureLoader(Loader):
             return f"the features of {len(self.dataset)} images need {needed / 2**30:.2g} GiB", advice
         return None
 
-    def _all_features(self) -> Tensor:
-        """Return the features (N, ...) of the whole dataset; compute them if no copy of this loader has."""
-        if not self._store:
-            parts = torch.split(torch.arange(len(self.dataset)), _CHUNK)
-            features: Tensor | None = None
-            for part in tqdm(parts, desc="features", unit="batch", leave=False, disable=None):
+    def _fill(self, features: Tensor | None) -> _Cache:
+        """Compute the features of the whole dataset, into the old ones if they are given and still fit."""
+        chunks = torch.split(torch.arange(len(self.dataset)), _CHUNK)
+        with _watched(self._owner) as parts:
+            for part in tqdm(chunks, desc="features", unit="batch", leave=False, disable=None):
                 computed = self._extract(self.loader._prepare(part, 0)[0])
-                if features is None:  # in one piece from the start: joining parts would need twice the memory
-                    features = computed.new_empty(len(self.dataset), *computed.shape[1:])
+                shape = (len(self.dataset), *computed.shape[1:])
+                if features is None or features.shape != shape or features.dtype != computed.dtype:
+                    features = computed.new_empty(shape)  # in one piece: joining parts would need twice the memory
                 features[part[0] : part[-1] + 1] = computed
-            assert features is not None  # a dataset has at least one image
-            self._store.append(features)
-        return self._store[0]
+        assert features is not None  # a dataset has at least one image
+        names = list(parts)
+        return _Cache(features, names, _versions(self._owner, names))
+
+    def _has_changed(self, cache: _Cache) -> bool:
+        """Tell whether what computed the features has been written to or replaced since."""
+        try:
+            now = _versions(self._owner, cache.parts)
+        except AttributeError:  # a module that ran is no longer there
+            return True
+        same = (one is other and v == w for (one, v), (other, w) in zip(now, cache.versions, strict=False))
+        return len(now) != len(cache.versions) or not all(same)
+
+
+@contextmanager
+def _watched(owner: nn.Module) -> Iterator[dict[str, None]]:
+    """Note the names of the modules that run: the head of a classifier whose ``features`` are taken does not."""
+    ran: dict[str, None] = {}  # in place of a set, for its order
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.update({name: None})
+
+    hooks = [part.register_forward_pre_hook(note(name)) for name, part in list(owner.named_modules())]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _versions(owner: nn.Module, parts: Sequence[str]) -> _Versions:
+    """Return the versions of what the parts hold, whose own parts may have run unseen, as in compiled ones."""
+    modules = [owner.get_submodule(name) for name in parts]
+    held = [owner.parameters(recurse=False), owner.buffers(recurse=False)]
+    held += [tensors for module in modules for tensors in (module.parameters(), module.buffers())]
+    unique = {id(tensor): tensor for tensor in chain(*held)}.values()
+    return [(tensor, -1 if tensor.is_inference() else tensor._version) for tensor in unique]  # those have none

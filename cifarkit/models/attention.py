@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarkit.checks import check_callable, check_integer, check_number
-from cifarkit.models.sorted_attention import sorted_attention
+from cifarkit.models.sorted_attention import attend_sorted, is_faster_sorted
 
 Activation = Callable[[Tensor], Tensor]
-
-# From where "auto" sorts, measured by benchmarks/attention.py: fewer nodes, or too few pairs for its fixed cost, are
-# faster dense.
-_FEWEST_NODES, _FEWEST_PAIRS = 320, 2**21
 
 
 def graph_attention(
@@ -33,8 +29,8 @@ def graph_attention(
     Args:
         query, key, value: floating point; fp16 and bf16 are summed up in fp32.
         negative_slope: of phi below 0, in [0, 1]: 0 is ReLU, 1 the identity.
-        method: "dense" makes the N x N weights; "sorted" gives the same in O(N log N + N D) without them, see
-            ``sorted_attention.py``; "auto" sorts from 320 nodes and 2**21 pairs (B H N^2) on, where that is faster.
+        method: "dense" makes the M x N weights; "sorted" gives the same without them, see ``sorted_attention.py``;
+            "auto" sorts where that is faster: from 2**21 pairs (B H M N) on, if M and N are at least 320 + 1.5 D.
         activation: another elementwise phi, such as torch.tanh; always dense.
         mask: (B, N) bool, true where a node can be attended to; None for all. Where none can, outputs are 0.
     Shapes:
@@ -45,11 +41,14 @@ def graph_attention(
     Source: Velickovic et al. 2018, "Graph attention networks", eq. 3, on all pairs.
     """
     slope = check_number("negative_slope", negative_slope, 0, 1)
-    _check_shapes(query, key, value, mask)
-    if _choose_method(method, key, activation) == "sorted":
-        return _attend_sorted(query, key, value, mask, slope)
-    weights = attention_weights(query, key, negative_slope=slope, activation=activation, mask=mask)
-    return _mix_values(weights, value)
+    _check_method(method, activation)
+    _check_shapes(mask, query, key, value)
+    if mask is not None:
+        key = key.masked_fill(~mask[:, None], 0.0)  # padding may hold NaN, which can neither be sorted nor weighed by 0
+        value = value.masked_fill(~mask[:, None, :, None], 0.0)
+    if method == "sorted" or (method == "auto" and activation is None and is_faster_sorted(query, value)):
+        return attend_sorted(query, key, value, mask, slope)
+    return _mix_values(_form_weights(query, key, slope, activation, mask), value)
 
 
 def attention_weights(
@@ -65,14 +64,23 @@ def attention_weights(
     With a LeakyReLU, exponents are formed from the distance to the largest key instead of from the scores, because
     q_i + k_j of some hundreds rounded to fp32 is off by 1e-5, and so would the weights be.
     """
+    slope = check_number("negative_slope", negative_slope, 0, 1)
+    _check_method("dense", activation)
+    _check_shapes(mask, query, key)
+    return _form_weights(query, key, slope, activation, mask)
+
+
+def _form_weights(
+    query: Tensor, key: Tensor, slope: float, activation: Activation | None, mask: Tensor | None
+) -> Tensor:
+    """Return what :func:`attention_weights` does, without its checks."""
     query, key = (_at_least_float32(tensor) for tensor in (query, key))
     if activation is not None:
         return _masked_softmax(activation(query[..., None] + key[:, :, None]), mask)
-    hidden = None if mask is None else ~mask[:, None]
-    largest = (key if hidden is None else key.masked_fill(hidden, torch.finfo(key.dtype).min)).detach()
+    largest = (key if mask is None else key.masked_fill(~mask[:, None], torch.finfo(key.dtype).min)).detach()
     largest = largest.amax(2, keepdim=True)  # (B, H, 1)
     below = (key - largest)[:, :, None]
-    left = negative_slope * below - (1 - negative_slope) * F.relu(query + largest)[..., None]
+    left = slope * below - (1 - slope) * F.relu(query + largest)[..., None]
     return _masked_softmax(torch.where(query[..., None] + key[:, :, None] > 0, below, left), mask)
 
 
@@ -81,11 +89,17 @@ def query_dependence(weights: Tensor) -> Tensor:
 
     It is the total variation distance, half the sum of absolute differences, of each query's weights from their mean
     over the queries, averaged over the queries. Under an additive score every query ranks the keys alike (Brody et al.
-    2022, "How attentive are graph attention networks?"), which keeps it low.
+    2022, "How attentive are graph attention networks?"), which keeps it low. All M queries count: leave out those
+    of masked nodes first, as in ``weights[image][:, mask[image]]``.
 
+    Raises:
+        TypeError, ValueError: if weights is no tensor of floating point, or not of two dimensions or more.
     Shapes:
         weights (..., M, N), rows summing to 1 -> (...).
     """
+    _check_float("weights", weights)
+    if weights.dim() < 2:
+        raise ValueError(f"weights must be (..., M, N); got shape {tuple(weights.shape)}")
     return 0.5 * (weights - weights.mean(-2, keepdim=True)).abs().sum(-1).mean(-1)
 
 
@@ -137,7 +151,9 @@ class GraphAttention(nn.Module):
 
     def extra_repr(self) -> str:
         kind = "dynamic=True" if self.dynamic else f"method={self.method!r}"
-        return f"dim={self.dim}, heads={self.heads}, negative_slope={self.negative_slope}, {kind}"
+        name = getattr(self.activation, "__name__", self.activation)
+        phi = f"negative_slope={self.negative_slope}" if self.activation is None else f"activation={name}"
+        return f"dim={self.dim}, heads={self.heads}, {phi}, {kind}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         _check_nodes(nodes, mask, self.dim)
@@ -146,8 +162,8 @@ class GraphAttention(nn.Module):
             mixed = _mix_values(self.weights(nodes, mask), values)
         else:
             query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))  # (B, N, H) -> (B, H, N)
-            options = {"negative_slope": self.negative_slope, "method": self.method, "activation": self.activation}
-            mixed = graph_attention(query, key, values, mask=mask, **options)  # type: ignore[arg-type]
+            phi = {"negative_slope": self.negative_slope, "activation": self.activation}
+            mixed = graph_attention(query, key, values, method=self.method, mask=mask, **phi)  # type: ignore[arg-type]
         projected: Tensor = self.project(_join_heads(mixed))
         return projected
 
@@ -156,9 +172,7 @@ class GraphAttention(nn.Module):
         _check_nodes(nodes, mask, self.dim)
         if not self.dynamic:
             query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))
-            return attention_weights(
-                query, key, negative_slope=self.negative_slope, activation=self.activation, mask=mask
-            )
+            return _form_weights(query, key, self.negative_slope, self.activation, mask)
         query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))  # (B, H, N, D / H)
         pairs = query[:, :, :, None] + key[:, :, None]  # (B, H, N, N, D / H)
         raised = F.leaky_relu(pairs, self.negative_slope) if self.activation is None else self.activation(pairs)
@@ -206,17 +220,6 @@ class SelfAttention(nn.Module):
         return _masked_softmax(scores, mask)
 
 
-def _attend_sorted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
-    """Flatten batch and heads into rows, which are independent of each other."""
-    batch, heads, nodes, dim = value.shape
-    query, key, values = (_at_least_float32(tensor) for tensor in (query, key, value))
-    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), values.dtype)
-    query, key = (tensor.to(dtype).reshape(batch * heads, -1) for tensor in (query, key))
-    rows_mask = None if mask is None else mask.repeat_interleave(heads, 0)  # (B, N) -> (B * H, N)
-    outputs = sorted_attention(query, key, values.to(dtype).reshape(batch * heads, nodes, dim), rows_mask, slope)
-    return outputs.view(batch, heads, -1, dim).to(value.dtype)
-
-
 def _mix_values(weights: Tensor, value: Tensor) -> Tensor:
     """Return weights (B, H, M, N) @ value (B, H, N, D), summed in the precision of the weights."""
     with torch.autocast(value.device.type, enabled=False):
@@ -246,15 +249,6 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _choose_method(method: str, key: Tensor, activation: Activation | None) -> str:
-    _check_method(method, activation)
-    if method != "auto":
-        return method
-    rows, nodes = key.shape[0] * key.shape[1], key.shape[2]
-    many = nodes >= _FEWEST_NODES and rows * nodes**2 >= _FEWEST_PAIRS
-    return "sorted" if many and activation is None else "dense"
-
-
 def _check_method(method: str, activation: Activation | None) -> None:
     if method not in ("auto", "dense", "sorted"):
         raise ValueError(f"method={method!r} is unknown; give 'auto', 'dense' or 'sorted'")
@@ -272,25 +266,35 @@ def _check_heads(dim: int, heads: int) -> tuple[int, int]:
 
 
 def _check_nodes(nodes: Tensor, mask: Tensor | None, dim: int) -> None:
+    _check_float("nodes", nodes, f" (B, N, {dim})")
     if nodes.dim() != 3 or nodes.shape[2] != dim:
         raise ValueError(f"nodes must be (B, N, {dim}); got shape {tuple(nodes.shape)}")
-    _check_mask(mask, nodes.shape[0], nodes.shape[1])
+    _check_mask(mask, "nodes", nodes, 1)
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be of floating point; got {tensor.dtype}")
-    fits = query.dim() == 3 and value.dim() == 4 and query.shape[:2] == key.shape[:2] and key.shape == value.shape[:3]
-    if not fits:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
-        raise ValueError(f"query, key and value must be (B, H, M), (B, H, N) and (B, H, N, D); got {shapes}")
-    if not key.shape[2]:
-        raise ValueError(f"key has shape {tuple(key.shape)}: a softmax needs at least one node")
-    _check_mask(mask, key.shape[0], key.shape[2])
+def _check_shapes(mask: Tensor | None, query: Tensor, key: Tensor, *value: Tensor) -> None:
+    for name, tensor in zip(("query", "key", "value"), (query, key, *value), strict=False):
+        _check_float(name, tensor)
+    fits = query.dim() == key.dim() == 3 and query.shape[:2] == key.shape[:2]
+    if not fits or any(item.dim() != 4 or item.shape[:3] != key.shape for item in value):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, *value))
+        raise ValueError(f"query must be (B, H, M), key (B, H, N) and value (B, H, N, D); got {shapes}")
+    _check_mask(mask, "key", key, 2)
 
 
-def _check_mask(mask: Tensor | None, batch: int, nodes: int) -> None:
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, nodes)):
+def _check_float(name: str, value: Tensor, shape: str = "") -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; give a tensor{shape} of floating point")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be of floating point; got {value.dtype}")
+
+
+def _check_mask(mask: Tensor | None, name: str, tensor: Tensor, place: int) -> None:
+    wanted = (tensor.shape[0], tensor.shape[place])
+    if not wanted[1]:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: a softmax needs at least one node")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"mask is a {type(mask).__name__}; give a bool tensor {wanted}, true for nodes that take part")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
         got = f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise ValueError(f"mask must be bool ({batch}, {nodes}), true for nodes that take part; got {got}")
+        raise ValueError(f"mask must be bool {wanted}, true for nodes that take part; got {got}")

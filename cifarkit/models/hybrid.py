@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import DenseNet, ResNet, SwinTransformer
+from torchvision.models import DenseNet, MNASNet, RegNet, ResNet, ShuffleNetV2, SwinTransformer
 
 from cifarkit.checks import check_integer, check_number, check_size
 from cifarkit.inference import evaluation_mode
 from cifarkit.models.vit import AttentionChoice, Block
 
 _log = logging.getLogger(__name__)
-_RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-_HEADS = ("fc", "classifier", "head")  # what torchvision and timm call the end of a network
+_PARTS: dict[type[nn.Module], tuple[str, ...]] = {  # what torchvision runs before its pooling
+    ResNet: ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+    RegNet: ("stem", "trunk_output"),
+    ShuffleNetV2: ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
+    MNASNet: ("layers",),
+}
+_HEADS = ("fc", "classifier", "head", "conv_head", "norm_head")  # what torchvision and timm run behind it
 
 
 class AttentionHead(nn.Module):
@@ -66,15 +71,15 @@ class AttentionHead(nn.Module):
 class HybridClassifier(nn.Module):
     """Put attention behind a backbone: ``head(features(images))``, see :class:`AttentionHead`.
 
-    A backbone with a linear head of the same classes lends a copy of it: the classifier then starts as exactly that
+    A backbone with a linear head of as many classes lends a copy of it: the classifier then starts as exactly that
     trained network, where a random start would first have to find its accuracy again. Another head starts at random.
 
     Args:
         backbone: images -> feature map (B, C, h, w); kept, not copied. Cut before their pooling are torchvision's
-            ResNet, DenseNet, Swin and networks with a module ``features``, and timm's, with ``forward_features``.
+            ResNet, RegNet, DenseNet, Swin, ShuffleNetV2, MNASNet, any with a module ``features``, and timm's.
         attention: "graph", "self", or a function of (dim, heads).
         num_classes, heads, mlp_ratio: logits K; attention heads; width of the block's MLP over C, 0 for none.
-        freeze_backbone: keep its parameters and BatchNorm statistics; see also :meth:`unfreeze_backbone`.
+        freeze_backbone: keep its parameters and BatchNorm statistics; False leaves frozen what is frozen already.
         image_size: side in pixels, or (height, width), of the zero image that is sent through to learn C.
     Raises:
         ValueError: if an argument is out of range, or the backbone gives no feature map.
@@ -105,7 +110,8 @@ class HybridClassifier(nn.Module):
         if freeze_backbone:
             backbone.requires_grad_(False).eval()
         else:
-            self.unfreeze_backbone()
+            self._switch_off_own_head()
+            self.train()
 
     @property
     def backbone_is_frozen(self) -> bool:
@@ -118,8 +124,8 @@ class HybridClassifier(nn.Module):
         PyTorch builds no graph for a frozen one, as nothing in it asks for a gradient. Forbidding it by ``no_grad``
         would save nothing more, and lose the gradients of images and hooked layers that attribution asks for.
         """
-        if self.backbone.training and self.backbone_is_frozen:  # by requires_grad, after the last call of train()
-            self.backbone.eval()
+        if self.backbone_is_frozen and any(part.training for part in self.backbone.modules()):
+            self.backbone.eval()  # frozen by requires_grad, or put into training mode, after the last call of train()
         features: Tensor = _feature_map(self.backbone, images)
         return features
 
@@ -134,18 +140,17 @@ class HybridClassifier(nn.Module):
             return self.head.attention_maps(self.features(images))
 
     def train(self, mode: bool = True) -> HybridClassifier:
-        """Switch the mode, but leave a frozen backbone in evaluation mode: its BatchNorm statistics stand still."""
+        """Switch the mode, but leave frozen parts of the backbone in evaluation mode: their statistics stand still."""
         super().train(mode)
-        if self.backbone_is_frozen:
-            self.backbone.eval()
+        if mode:
+            _evaluate_frozen(self.backbone)
         return self
 
     def unfreeze_backbone(self) -> None:
-        """Let the backbone learn too; optimizers made before do not know of it: see :meth:`parameter_groups`."""
-        self.backbone.requires_grad_(True).train(self.training)
-        own_head = _own_head(self.backbone)
-        if own_head is not None:  # no logit depends on it; DistributedDataParallel would wait for its gradient
-            own_head.requires_grad_(False)
+        """Let all of the backbone learn; optimizers made before do not know of it: see :meth:`parameter_groups`."""
+        self.backbone.requires_grad_(True)
+        self._switch_off_own_head()
+        self.train(self.training)
 
     def parameter_groups(self, learning_rate: float, backbone_factor: float = 0.1) -> list[dict[str, Any]]:
         """Return what an optimizer is to train, without frozen parameters.
@@ -163,12 +168,18 @@ class HybridClassifier(nn.Module):
         groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts]
         return [group for group in groups if group["params"]]
 
+    def _switch_off_own_head(self) -> None:
+        """Freeze what no logit depends on, for whose gradient DistributedDataParallel would wait."""
+        for part in _own_head(self.backbone):
+            part.requires_grad_(False)
+
     def _copy_linear(self) -> None:
         """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape."""
-        own_head, linear = _own_head(self.backbone), self.head.linear
-        layers = [] if own_head is None else [part for part in own_head.modules() if [*part.parameters(recurse=False)]]
+        linear, parts = self.head.linear, [layer for part in _own_head(self.backbone) for layer in part.modules()]
+        layers = [layer for layer in parts if [*layer.parameters(recurse=False)]]
         if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].weight.shape != linear.weight.shape:
-            _log.info("the linear map behind the attention starts at random: the backbone has none of its shape")
+            level = logging.WARNING if layers else logging.INFO  # a head that was trained is left unused
+            _log.log(level, "the linear map behind the attention starts at random: the backbone has none of its shape")
             return
         with torch.no_grad():
             linear.weight.copy_(layers[0].weight)
@@ -177,8 +188,9 @@ class HybridClassifier(nn.Module):
 
 def _feature_map(backbone: Any, images: Tensor) -> Any:
     """Run a backbone up to its pooling; a network of no known kind is run as a whole."""
-    if isinstance(backbone, ResNet):
-        for name in _RESNET:
+    parts = _parts(backbone)
+    if parts:
+        for name in parts:
             images = getattr(backbone, name)(images)
         return images
     if isinstance(backbone, DenseNet):
@@ -192,16 +204,30 @@ def _feature_map(backbone: Any, images: Tensor) -> Any:
     return backbone.features(images) if _has_features(backbone) else backbone(images)
 
 
+def _parts(backbone: nn.Module) -> tuple[str, ...]:
+    return next((names for kind, names in _PARTS.items() if isinstance(backbone, kind)), ())
+
+
 def _has_features(backbone: nn.Module) -> bool:
     return isinstance(getattr(backbone, "features", None), nn.Module)
 
 
-def _own_head(backbone: nn.Module) -> nn.Module | None:
-    """Return the part of a backbone that :func:`_feature_map` leaves out, if it goes by a usual name."""
-    if not (isinstance(backbone, ResNet) or hasattr(backbone, "forward_features") or _has_features(backbone)):
-        return None
+def _own_head(backbone: nn.Module) -> list[nn.Module]:
+    """Return the parts of a backbone that :func:`_feature_map` leaves out, if they go by a usual name."""
+    if not (_parts(backbone) or hasattr(backbone, "forward_features") or _has_features(backbone)):
+        return []
     heads = [getattr(backbone, name, None) for name in _HEADS]
-    return next((head for head in heads if isinstance(head, nn.Module)), None)
+    return [head for head in heads if isinstance(head, nn.Module)]
+
+
+def _evaluate_frozen(part: nn.Module) -> None:
+    """Put into evaluation mode what has parameters of which none asks for a gradient, as tasks do."""
+    asking = [parameter.requires_grad for parameter in part.parameters()]
+    if asking and not any(asking):
+        part.eval()
+        return
+    for child in part.children():
+        _evaluate_frozen(child)
 
 
 def _count_channels(backbone: nn.Module, size: tuple[int, int]) -> int:
@@ -216,15 +242,15 @@ def _count_channels(backbone: nn.Module, size: tuple[int, int]) -> int:
     try:
         with evaluation_mode(backbone), torch.no_grad():
             features = _feature_map(backbone, image)
-    except (RuntimeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"backbone={name} fails on an image of shape {tuple(image.shape)} ({error}); give the image_size it takes"
         ) from error
     if not isinstance(features, Tensor) or features.dim() != 4:
         what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
         raise ValueError(
-            f"backbone={name} gives {what} and no feature map (B, C, h, w); give a network that ends before its "
-            "pooling, as in nn.Sequential(*list(network.children())[:-2])"
+            f"backbone={name} gives {what} and no feature map (B, C, h, w); give an nn.Sequential of those of its "
+            "layers that come before its pooling, or a network whose forward ends there"
         )
     if features.shape[2:].numel() == 1:
         advice = "give larger images, or a network that shrinks them less"

@@ -20,7 +20,7 @@ class PatchEmbedding(nn.Module):
         dim: length of a patch vector.
         channels: of the input images.
     Raises:
-        TypeError: if an argument is no integer.
+        TypeError: if an argument is no integer, or images are no tensor of floating point.
         ValueError: if one is below 1, the patches do not tile the image, or an image has another shape.
     Shapes:
         (B, C, H, W) -> (B, N, D), N = (H / patch_size) * (W / patch_size), row by row.
@@ -40,6 +40,9 @@ class PatchEmbedding(nn.Module):
         self.project = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise TypeError(f"images must be a float tensor, transformed as in training; got {got}")
         if images.dim() != 4 or images.shape[1:] != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(

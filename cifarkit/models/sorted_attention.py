@@ -24,6 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _CHUNK_NUMBERS = 2**22  # of a (rows, N, D) temporary: 16 MiB in fp32, so that memory does not grow with heads
+# From where sorting was faster by half as much again, both forward alone and with backward; benchmarks/attention.py
+# looks at the corners. Its fixed cost asks for many pairs. Its passes over vectors of D numbers wait for memory, where
+# the matrix product of the dense way does not, and so ask for the more nodes the longer the vectors.
+_FEWEST_PAIRS, _FEWEST_NODES, _NODES_PER_NUMBER = 2**21, 320, 1.5
 
 
 class _Keys(NamedTuple):
@@ -34,15 +38,46 @@ class _Keys(NamedTuple):
     low: Tensor  # (R, N), exp(a (k - K))
 
 
+def fewest_nodes(dim: int) -> int:
+    """Return how many queries, and as many nodes with vectors of dim numbers, it takes for sorting to be faster."""
+    return _FEWEST_NODES + int(_NODES_PER_NUMBER * dim)
+
+
+def is_faster_sorted(query: Tensor, value: Tensor) -> bool:
+    """Tell whether sorting is the faster way for query (B, H, M) and value (B, H, N, D)."""
+    batch, heads, nodes, dim = value.shape
+    queries = query.shape[2]
+    return min(queries, nodes) >= fewest_nodes(dim) and batch * heads * queries * nodes >= _FEWEST_PAIRS
+
+
+def attend_sorted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
+    """Attend in at least fp32, batch and heads flattened into rows, which are independent of each other.
+
+    Shapes:
+        query (B, H, M), key (B, H, N), value (B, H, N, D), mask (B, N) -> (B, H, M, D), in the dtype of value.
+    """
+    (batch, heads, nodes, dim), queries = value.shape, query.shape[2]
+    if not batch * heads * queries * dim:  # there is nothing to compute; made so that it has gradients, all of them 0
+        return ((query[..., None] + key[:, :, :1, None]) * value[:, :, :1]).to(value.dtype)
+    dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    rows_query, rows_key = query.to(dtype).reshape(-1, queries), key.to(dtype).reshape(-1, nodes)
+    rows_mask = None if mask is None else mask.repeat_interleave(heads, 0)  # (B, N) -> (B * H, N)
+    values = value.to(dtype).reshape(-1, nodes, dim)
+    outputs = sorted_attention(rows_query, rows_key, values, rows_mask, slope)
+    return outputs.view(batch, heads, queries, dim).to(value.dtype)
+
+
 def sorted_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
     """Attend by scores LeakyReLU(q_i + k_j), softmax over j.
 
     Args:
-        query, key, value: (R, M), (R, N) and (R, N, D) in one floating dtype, fp32 or fp64.
+        query, key, value: (R, M), (R, N) and (R, N, D), none of them empty, in one floating dtype, fp32 or fp64.
         mask: (R, N) bool, true where a key takes part; None for all. A row without any gives zeros.
         slope: of the LeakyReLU left of 0, in [0, 1].
     Returns:
-        (R, M, D). Differentiable any number of times; the second derivative keeps a graph of O(n d).
+        (R, M, D). Differentiable any number of times; the graph of a second derivative, O(R (M + N) D), is made for
+        all rows at once.
     """
     outputs: Tensor = _SortedAttention.apply(query, key, value, mask, slope)
     return outputs
@@ -54,7 +89,7 @@ class _SortedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
         centre = _centre(key, value, mask)
-        parts = [_attend(*rows, slope=slope) for rows in _chunks(value, query, key, value - centre, mask)]
+        parts = [_attend(*rows, slope=slope) for rows in _chunks(query, key, value, centre, mask)]
         outputs, *results = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.slope = slope
         ctx.save_for_backward(query, key, value, mask, centre, outputs, *results)
@@ -64,9 +99,12 @@ class _SortedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, centre, *results = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: let autograd differentiate the formulas themselves
-            outputs, *_ = _attend(query, key, value, mask, slope=ctx.slope)
-            return *torch.autograd.grad(outputs, (query, key, value), gradient, create_graph=True), None, None
-        chunks = _chunks(value, query, key, value - centre, mask, gradient, *results)
+            outputs, *_ = _attend(query, key, value, centre, mask, slope=ctx.slope)
+            needed = ctx.needs_input_grad[:3]
+            wanted = [tensor for tensor, asks in zip((query, key, value), needed, strict=True) if asks]
+            found = iter(torch.autograd.grad(outputs, wanted, gradient, create_graph=True))
+            return *(next(found) if asks else None for asks in needed), None, None
+        chunks = _chunks(query, key, value, centre, mask, gradient, *results)
         parts = [_differentiate(*rows, slope=ctx.slope) for rows in chunks]
         grad_query, grad_key, grad_value = (torch.cat(part) for part in zip(*parts, strict=True))
         return grad_query, grad_key, grad_value, None, None
@@ -84,14 +122,14 @@ def _centre(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, slope: float
+    query: Tensor, key: Tensor, value: Tensor, centre: Tensor, mask: Tensor | None, *, slope: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the outputs (R, M, D), the part of them from the right (R, M, D), A / Z (R, M) and Z (R, M)."""
-    keys = _weigh_keys(key, mask, slope)
+    """Return, measured from the centre, outputs (R, M, D) and their part from the right; A / Z and Z (R, M)."""
+    keys, values = _weigh_keys(key, mask, slope), value - centre
     order = key.argsort(dim=1)
-    cuts = torch.searchsorted(key.gather(1, order), -query, right=True)  # (R, M), keys left of each query's kink
-    high_sums, high_values = _weighted_sums(keys.high, value, order.flip(1), key.shape[1] - cuts)
-    low_sums, low_values = _weighted_sums(keys.low, value, order, cuts)
+    cuts = _count_up_to(key.gather(1, order), -query)  # (R, M), keys left of each query's kink
+    high_sums, high_values = _weighted_sums(keys.high, values, order.flip(1), key.shape[1] - cuts)
+    low_sums, low_values = _weighted_sums(keys.low, values, order, cuts)
     left = _left_factor(query, keys.largest, slope)
     sums = high_sums + left * low_sums
     sums = torch.where(sums > 0, sums, 1.0)  # 0 only where every key is masked
@@ -103,6 +141,7 @@ def _differentiate(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    centre: Tensor,
     mask: Tensor | None,
     gradient: Tensor,
     outputs: Tensor,
@@ -117,14 +156,19 @@ def _differentiate(
     products = (gradient * outputs).sum(2)  # (R, M), what every row of the softmax's gradient subtracts
     grad_query = (1 - slope) * ((gradient * high_outputs).sum(2) - products * high_shares)
     order = query.argsort(dim=1)
-    cuts = torch.searchsorted(query.gather(1, order), -key, right=True)  # (R, N), queries left of each key's kink
+    cuts = _count_up_to(query.gather(1, order), -key)  # (R, N), queries left of each key's kink
     left = _left_factor(query, keys.largest, slope).gather(1, order)[:, :, None]
     scaled = torch.cat([gradient, products[:, :, None]], dim=2) / sums[:, :, None]  # (R, M, D + 1)
     from_right = _sums_before(gather_rows(scaled, order.flip(1)), query.shape[1] - cuts) * keys.high[:, :, None]
     from_left = _sums_before(gather_rows(scaled, order) * left, cuts) * keys.low[:, :, None]  # (R, N, D + 1)
-    inner = (value * (from_right[:, :, :-1] + slope * from_left[:, :, :-1])).sum(2)
+    inner = ((value - centre) * (from_right[:, :, :-1] + slope * from_left[:, :, :-1])).sum(2)
     grad_key = inner - from_right[:, :, -1] - slope * from_left[:, :, -1]
     return grad_query, grad_key, (from_right + from_left)[:, :, :-1]
+
+
+def _count_up_to(ordered: Tensor, numbers: Tensor) -> Tensor:
+    """Count the entries of each ascending row (R, N) that are at most each of the numbers (R, M): (R, M)."""
+    return torch.searchsorted(ordered, numbers.contiguous(), right=True)  # it warns of any other layout
 
 
 def _weighted_sums(weights: Tensor, values: Tensor, order: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,12 +205,13 @@ def gather_rows(matrix: Tensor, index: Tensor) -> Tensor:
     """Take the vectors of matrix (R, N, D) at index (R, M): (R, M, D), copied whole, which gather would not."""
     rows, count, dim = matrix.shape
     flat = index + torch.arange(rows, device=index.device)[:, None] * count
-    return matrix.reshape(rows * count, dim).index_select(0, flat.flatten()).view(rows, -1, dim)
+    return matrix.reshape(rows * count, dim).index_select(0, flat.flatten()).view(rows, index.shape[1], dim)
 
 
-def _chunks(value: Tensor, *tensors: Tensor | None) -> list[tuple[Any, ...]]:
-    """Split every tensor by rows, so that no temporary is much larger than _CHUNK_NUMBERS."""
-    size = max(1, _CHUNK_NUMBERS // max(1, value.shape[1] * value.shape[2]))
+def _chunks(query: Tensor, key: Tensor, value: Tensor, *others: Tensor | None) -> list[tuple[Any, ...]]:
+    """Split every tensor by rows, so that a temporary is about _CHUNK_NUMBERS large, or one row if that is larger."""
+    size = max(1, _CHUNK_NUMBERS // (value.shape[2] * max(query.shape[1], key.shape[1])))
+    tensors = (query, key, value, *others)
     pieces = [None if tensor is None else torch.split(tensor, size) for tensor in tensors]
     count = -(-len(value) // size)
     return [tuple(None if piece is None else piece[index] for piece in pieces) for index in range(count)]

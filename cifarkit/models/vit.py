@@ -28,7 +28,7 @@ class Block(nn.Module):
         mlp_ratio: width of the MLP's hidden layer over dim; 0 leaves the MLP out.
         dropout: share of the numbers dropped behind attention and in the MLP, in [0, 1).
     Raises:
-        TypeError: if a number is none.
+        TypeError: if a number is none, or attention makes something else.
         ValueError: if one is out of range, or attention is unknown.
     Shapes:
         (B, N, D) -> (B, N, D).
@@ -162,7 +162,14 @@ def _mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
 
 def _build_attention(choice: AttentionChoice, dim: int, heads: int) -> Attention:
     if callable(choice):
-        return choice(dim, heads)
+        attention = choice(dim, heads)
+        ours = callable(getattr(attention, "weights", None)) and isinstance(
+            getattr(attention, "project", None), nn.Module
+        )
+        if not (isinstance(attention, nn.Module) and ours):
+            kind = type(attention).__name__
+            raise TypeError(f"attention made a {kind}; give a function that makes a GraphAttention or SelfAttention")
+        return attention
     if choice == "graph":
         return GraphAttention(dim, heads)
     if choice == "self":

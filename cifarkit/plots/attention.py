@@ -60,7 +60,7 @@ def attention_maps(
         grid: (rows, columns) of nodes, spread over the image; None for the one of square cells.
         title: a line over the picture.
     Raises:
-        TypeError: if images or weights are no such tensors, or a query is no integer.
+        TypeError: if images or weights are no such tensors, a query is no integer, or queries or grid a single number.
         ValueError: if a shape, a query, a value, columns or grid does not fit.
     """
     pixels = to_pixels(images, value_range)
@@ -95,6 +95,8 @@ def _choose_grid(nodes: int, pixels: NDArray[np.uint8], grid: Sequence[int] | No
             where = f"no grid of square cells on an image of {height} x {width} pixels"
             raise ValueError(f"weights has {nodes} nodes, which fill {where}; give grid=(rows, columns)")
         return rows, nodes // rows
+    if not hasattr(grid, "__len__"):
+        raise TypeError(f"grid={grid!r} is a {type(grid).__name__}; give two numbers, (rows, columns)")
     if len(grid) != 2:
         raise ValueError(f"grid={grid!r} must be two numbers, (rows, columns)")
     rows, columns = (check_integer(f"grid[{place}]", count, 1) for place, count in enumerate(grid))
@@ -115,7 +117,9 @@ def _choose_panels(
     if queries is None:  # a quarter, half and three quarters down the diagonal; fewer if these are the same cells
         parts = (1, 2, 3) if columns == "queries" else ()
         queries = [*dict.fromkeys(rows * part // 4 * across + across * part // 4 for part in parts)]
-    asked = queries.tolist() if isinstance(queries, Tensor) else queries
+    asked = queries.tolist() if isinstance(queries, Tensor | np.ndarray) else queries
+    if not hasattr(asked, "__iter__"):
+        raise TypeError(f"queries={queries!r} is a {type(queries).__name__}; give a list of node numbers, as in [5]")
     chosen = [check_integer(f"queries[{place}]", query) for place, query in enumerate(asked)]
     for cell in chosen:
         if not 0 <= cell < nodes:

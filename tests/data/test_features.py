@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,51 @@ def test_a_fixed_transform_means_one_pass_of_big_batches(transform: Any, monkeyp
     assert [count for count, *_ in backbone.calls] == [8, 8, 4]
 
 
+CHANGES: list[Callable[[Any], Any]] = [
+    lambda backbone: nn.init.ones_(backbone[0].weight),
+    lambda backbone: backbone[1].running_mean.add_(1),
+    lambda backbone: backbone.load_state_dict(Backbone().state_dict()),
+    lambda backbone: backbone.__setitem__(0, nn.Conv2d(3, 4, 3)),
+    lambda backbone: backbone.__setitem__(0, nn.Conv2d(3, 5, 6, bias=False)) or backbone.__delitem__(1),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_backbone_is_run_anew(change: Callable[[Any], Any], caplog: pytest.LogCaptureFixture) -> None:
+    backbone = Backbone()
+    loader = make(backbone=backbone)
+    other = loader.copy()
+    list(loader)
+    with torch.no_grad():
+        change(backbone)
+    assert_same_batches(other, make(backbone=backbone))
+    assert caplog.text.count("the backbone has changed since its features were kept, so they are computed anew") == 1
+    backbone.calls.clear()
+    assert len(list(loader)) == 4
+    assert not backbone.calls  # copies share what was computed anew, too
+    assert len(caplog.records) == 1
+
+
+def test_a_head_that_learns_is_no_change_of_the_features() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = Backbone(), nn.Linear(64, 20)
+
+        def features(self, images: Tensor) -> Tensor:
+            features: Tensor = self.backbone(images)
+            return features
+
+    network = Network()
+    loader = FeatureLoader(Loader(numbered(), 6), network.features)
+    list(loader)
+    network.backbone.calls.clear()
+    nn.init.ones_(network.head.weight)
+    assert len(list(loader)) == 4
+    assert not network.backbone.calls
+    assert not any(part._forward_pre_hooks for part in network.modules())
+
+
 @pytest.mark.parametrize("transform", [None, AUGMENTED])
 def test_the_backbone_runs_in_evaluation_mode_in_the_callers_thread(transform: Any) -> None:
     backbone = Backbone()
@@ -136,7 +182,7 @@ def test_bf16_is_kept_as_it_is_and_comes_out_as_float32() -> None:
         loader = make(backbone=backbone, precision=precision)
         assert next(iter(loader))[0].dtype == torch.float32
         narrow = precision == "bf16" or cpu_has_bf16()
-        assert loader._store[0].dtype == (torch.bfloat16 if narrow else torch.float32)
+        assert loader._store[0].features.dtype == (torch.bfloat16 if narrow else torch.float32)
     for (rough, _), (exact, _) in zip(loader, make(backbone=backbone), strict=True):
         torch.testing.assert_close(rough, exact, atol=0.02, rtol=0.02)
 

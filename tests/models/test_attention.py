@@ -1,12 +1,11 @@
-"""Graph attention: sorted equals dense, modules equal the plain formula."""
+"""Graph attention: both methods equal the plain formula, and so do the layers."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,30 +49,6 @@ def assert_close(found: Tensors, expected: Tensors, tolerance: float) -> None:
     for name, one, other in zip(("outputs", "query", "key", "value"), found, expected, strict=True):
         error = (one.double() - other.double()).abs().max() / other.abs().max().clamp(min=1)
         assert error <= tolerance, f"{name}: {error:.1e}"
-
-
-@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0, 1000.0])
-@pytest.mark.parametrize("nodes", [1, 2, 3, 63, 64, 65, 200, 1000])
-def test_sorted_equals_dense(nodes: int, scale: float, slope: float) -> None:
-    exact = inputs(nodes, scale=scale)
-    dense = outputs_and_gradients(graph_attention, exact, negative_slope=slope, method="dense")
-    assert_close(outputs_and_gradients(graph_attention, exact, negative_slope=slope, method="sorted"), dense, 1e-12)
-    single = inputs(nodes, scale=scale, dtype=torch.float32)
-    rounded = tuple(tensor.detach().double().requires_grad_() for tensor in single)
-    dense = outputs_and_gradients(graph_attention, rounded, negative_slope=slope, method="dense")
-    assert_close(outputs_and_gradients(graph_attention, single, negative_slope=slope, method="sorted"), dense, 1e-6)
-
-
-@pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
-def test_sorted_equals_dense_at_5000_nodes(scale: float) -> None:
-    exact = tuple(tensor[:1, :1] for tensor in inputs(5000, scale=scale))
-    dense = outputs_and_gradients(graph_attention, exact, method="dense")
-    assert_close(outputs_and_gradients(graph_attention, exact, method="sorted"), dense, 1e-12)
-    single = tuple(tensor.detach().float().requires_grad_() for tensor in exact)
-    rounded = tuple(tensor.detach().double().requires_grad_() for tensor in single)
-    dense = outputs_and_gradients(graph_attention, rounded, method="dense")
-    assert_close(outputs_and_gradients(graph_attention, single, method="sorted"), dense, 1e-6)
 
 
 @pytest.mark.parametrize("method", ["dense", "sorted"])
@@ -130,44 +105,19 @@ def test_fewer_queries_than_nodes(method: str) -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
-@given(nodes=st.integers(1, 150), scale=st.floats(0.01, 500), slope=st.floats(0, 1), hidden=st.floats(0, 1))
-def test_sorted_equals_dense_anywhere(nodes: int, scale: float, slope: float, hidden: float) -> None:
-    tensors = inputs(nodes, scale=scale)
-    mask = torch.rand(2, nodes, generator=torch.Generator().manual_seed(nodes)) >= hidden
-    found, expected = (
-        outputs_and_gradients(graph_attention, tensors, negative_slope=slope, method=method, mask=mask)
-        for method in ("sorted", "dense")
-    )
-    assert_close(found, expected, 1e-11)
-
-
-@pytest.mark.parametrize("slope", [0.0, 0.3])
-def test_gradients_of_both_orders(slope: float) -> None:
-    tensors = tuple(tensor[:, :1, :7] for tensor in inputs(8))
-    mask = torch.tensor([[True] * 7, [True, False, True, True, False, True, True]])
-
-    def attend(*tensors: Tensor) -> Tensor:
-        return graph_attention(*tensors, negative_slope=slope, method="sorted", mask=mask)
-
-    assert torch.autograd.gradcheck(attend, tensors)
-    assert torch.autograd.gradgradcheck(attend, tensors)
-
-
-def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = inputs(40)
-    expected = outputs_and_gradients(graph_attention, tensors, method="sorted")
-    monkeypatch.setattr("cifarkit.models.sorted_attention._CHUNK_NUMBERS", 40 * 4 * 3)
-    assert_close(outputs_and_gradients(graph_attention, tensors, method="sorted"), expected, 1e-14)
-
-
 def test_half_precision_is_summed_in_float32() -> None:
     exact = inputs(300, dtype=torch.bfloat16)
-    rounded = tuple(tensor.detach().double() for tensor in exact)
-    outputs, *gradients = outputs_and_gradients(graph_attention, exact, method="sorted")
-    assert outputs.dtype == torch.bfloat16
-    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients)
-    torch.testing.assert_close(outputs.double(), plain(*rounded), rtol=2**-8, atol=2**-9)
+    rounded = tuple(tensor.detach().double().requires_grad_() for tensor in exact)
+    found, expected = graph_attention(*exact, method="dense"), plain(*rounded)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+    gradients = zip(
+        torch.autograd.grad(found, exact, torch.ones_like(found)),
+        torch.autograd.grad(expected, rounded, torch.ones_like(expected)),
+        strict=True,
+    )
+    for one, other in gradients:
+        torch.testing.assert_close(one.double(), other, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["dense", "sorted"])
@@ -182,37 +132,43 @@ def test_autocast_does_not_round_the_sums(method: str) -> None:
     torch.testing.assert_close(gradients, direct)
 
 
-def test_no_tensor_of_all_pairs_is_made() -> None:
-    tensors, largest = inputs(2048, dtype=torch.float32, heads=1), 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for item in result if isinstance(result, tuple | list) else [result]:
-                largest = max(largest, item.untyped_storage().nbytes() if isinstance(item, Tensor) else 0)
-            return result
-
-    with Watch():
-        outputs_and_gradients(graph_attention, tensors, method="sorted")
-    assert largest <= 2 * 2048 * 4 * 8  # bytes of all nodes' vectors in fp64, as the test draws them
-
-
-def test_auto_sorts_large_graphs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def sorted_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let sorting pay whatever the number of pairs, and note the nodes of each call that sorts."""
     calls: list[int] = []
-    original = attention._attend_sorted
-    monkeypatch.setattr(attention, "_attend_sorted", lambda *args: calls.append(args[1].shape[2]) or original(*args))
-    monkeypatch.setattr(attention, "_FEWEST_PAIRS", 4 * 330**2)
-    for nodes in (8, 319, 329, 330):  # 2 images and 2 heads
+    original = attention.attend_sorted
+    monkeypatch.setattr("cifarkit.models.sorted_attention._FEWEST_PAIRS", 1)
+    monkeypatch.setattr(attention, "attend_sorted", lambda *args: calls.append(args[1].shape[2]) or original(*args))
+    return calls
+
+
+def test_auto_sorts_large_graphs_only(sorted_calls: list[int]) -> None:
+    for nodes in (8, 325, 326, 400):  # 320 + 1.5 D
         graph_attention(*inputs(nodes))
-    assert calls == [330]
+    assert sorted_calls == [326, 400]
+    query, key, value = inputs(400)
+    graph_attention(query[:, :, :1], key, value)
+    assert sorted_calls == [326, 400]
 
 
 @pytest.mark.parametrize("activation", [torch.tanh, F.gelu, F.elu])
-def test_other_activations_are_dense(activation: Callable[[Tensor], Tensor]) -> None:
-    query, key, value = inputs(300)
+def test_other_activations_are_dense(activation: Callable[[Tensor], Tensor], sorted_calls: list[int]) -> None:
+    query, key, value = inputs(400)
     expected = activation(query[..., None] + key[:, :, None]).softmax(-1) @ value
     torch.testing.assert_close(graph_attention(query, key, value, activation=activation), expected)
+    assert not sorted_calls
+
+
+@pytest.mark.parametrize("method", ["dense", "sorted"])
+def test_masked_nodes_may_hold_anything(method: str) -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(30))
+    mask = torch.arange(30).expand(2, 30) < 20
+    expected = graph_attention(query, key[:, :, :20], value[:, :, :20], method="dense")
+    key[:, :, 20:], value[:, :, 20:] = math.nan, math.nan
+    tensors = tuple(tensor.requires_grad_() for tensor in (query, key, value))
+    found, *gradients = outputs_and_gradients(graph_attention, tensors, method=method, mask=mask)
+    torch.testing.assert_close(found, expected)
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_weights_at_large_scores_are_precise_in_float32() -> None:
@@ -235,11 +191,59 @@ def test_layers_mix_values_by_their_weights(layer: str, dynamic: bool) -> None:
     assert weights[1, :, :, 4:].eq(0).all()
 
 
-def test_graph_layer_is_the_survey_formula() -> None:
+def layer_and_nodes(**options: Any) -> tuple[GraphAttention, Tensor]:
     torch.manual_seed(1)
-    module, nodes = GraphAttention(6), torch.randn(1, 5, 6)
-    scores = F.leaky_relu(module.key(nodes)[0, :, 0][None] + module.query(nodes)[0, :, 0][:, None], 0.2)
-    torch.testing.assert_close(module.weights(nodes)[0, 0], scores.softmax(1))
+    module = GraphAttention(6, 2, **options)
+    nn.init.normal_(module.query.bias)
+    return module, 3 * torch.randn(2, 5, 6)
+
+
+PHIS: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = [
+    ({}, lambda scores: F.leaky_relu(scores, 0.2)),
+    ({"negative_slope": 0.5}, lambda scores: F.leaky_relu(scores, 0.5)),
+    ({"negative_slope": 0.5, "method": "sorted"}, lambda scores: F.leaky_relu(scores, 0.5)),
+    ({"activation": torch.tanh}, torch.tanh),
+]
+
+
+@pytest.mark.parametrize(("options", "phi"), PHIS)
+def test_graph_layer_is_the_survey_formula(options: dict[str, Any], phi: Callable[[Tensor], Tensor]) -> None:
+    module, nodes = layer_and_nodes(**options)
+    query = nodes @ module.query.weight.T + module.query.bias  # (B, N, H)
+    key = nodes @ module.key.weight.T
+    weights = phi(query[:, :, None] + key[:, None]).softmax(2).movedim(3, 1)  # (B, H, N, N)
+    torch.testing.assert_close(module.weights(nodes), weights)
+    mixed = weights @ module.value(nodes).unflatten(2, (2, 3)).transpose(1, 2)
+    torch.testing.assert_close(module(nodes), module.project(mixed.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(("options", "phi"), [PHIS[0], PHIS[1], PHIS[3]])
+def test_dynamic_layer_is_gatv2(options: dict[str, Any], phi: Callable[[Tensor], Tensor]) -> None:
+    module, nodes = layer_and_nodes(dynamic=True, **options)
+    query = (nodes @ module.query.weight.T + module.query.bias).unflatten(2, (2, 3))  # (B, N, H, D / H)
+    key = (nodes @ module.key.weight.T).unflatten(2, (2, 3))
+    scores = (phi(query[:, :, None] + key[:, None]) * module.score).sum(4)  # (B, N, N, H)
+    torch.testing.assert_close(module.weights(nodes), scores.softmax(2).movedim(3, 1))
+    mixed = module.weights(nodes) @ module.value(nodes).unflatten(2, (2, 3)).transpose(1, 2)
+    torch.testing.assert_close(module(nodes), module.project(mixed.transpose(1, 2).flatten(2)))
+
+
+def test_graph_layer_sorts_if_asked_to(sorted_calls: list[int]) -> None:
+    for method in ("dense", "auto", "sorted"):
+        module, nodes = layer_and_nodes(method=method)
+        module(nodes)
+    assert sorted_calls == [5]
+
+
+def test_the_key_has_no_bias_and_the_layer_tells_its_settings() -> None:
+    names = {name for name, _ in GraphAttention(6).named_parameters()}
+    assert names == {f"{layer}.weight" for layer in ("query", "key", "value", "project")} | {
+        f"{layer}.bias" for layer in ("query", "value", "project")
+    }
+    assert "heads=2, negative_slope=0.5, method='dense'" in repr(
+        GraphAttention(6, 2, negative_slope=0.5, method="dense")
+    )
+    assert "activation=tanh, dynamic=True" in repr(GraphAttention(6, activation=torch.tanh, dynamic=True))
 
 
 def test_self_attention_is_torch_multihead_attention() -> None:
@@ -293,27 +297,80 @@ def test_compiles_without_a_break() -> None:
     torch.testing.assert_close(found, eager)
 
 
-def test_refuses_what_does_not_fit() -> None:
-    query, key, value = inputs(5)
-    with pytest.raises(
-        ValueError, match=r"query, key and value must be .* got \(2, 2, 5\), \(2, 2, 5\), \(2, 2, 4, 4\)"
-    ):
-        graph_attention(query, key, value[:, :, 1:])
-    with pytest.raises(ValueError, match=r"negative_slope=1\.5 must be"):
-        graph_attention(query, key, value, negative_slope=1.5)
-    with pytest.raises(ValueError, match="method='fast' is unknown; give 'auto'"):
-        graph_attention(query, key, value, method="fast")
-    with pytest.raises(ValueError, match="needs a LeakyReLU; give negative_slope"):
-        graph_attention(query, key, value, method="sorted", activation=torch.tanh)
-    with pytest.raises(TypeError, match=r"key must be of floating point; got torch\.int64"):
-        graph_attention(query, key.long(), value)
-    with pytest.raises(ValueError, match="a softmax needs at least one node"):
-        graph_attention(query[:, :, :0], key[:, :, :0], value[:, :, :0])
-    with pytest.raises(ValueError, match=r"mask must be bool \(2, 5\).* got torch\.float32"):
-        graph_attention(query, key, value, mask=torch.ones(2, 5))
+def test_compiles_for_any_slope() -> None:
+    nodes = torch.randn(2, 70, 8)
+    for slope in (0.1, 0.2, 0.3):
+        module = GraphAttention(8, 2, negative_slope=slope)
+        compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="eager")
+        torch.testing.assert_close(compiled(nodes), module(nodes))
+        torch.testing.assert_close(compiled(nodes[:, :50]), module(nodes[:, :50]))
 
 
-def test_layers_refuse_what_does_not_fit() -> None:
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"value": torch.ones(2, 2, 4, 4)},
+            ValueError,
+            r"query must be .* got \(2, 2, 5\), \(2, 2, 5\), \(2, 2, 4, 4\)",
+        ),
+        ({"query": torch.ones(2, 1, 5)}, ValueError, r"query must be \(B, H, M\), .* got \(2, 1, 5\)"),
+        ({"query": [1.0]}, TypeError, "query is a list; give a tensor of floating point"),
+        ({"key": torch.ones(2, 2, 5).long()}, TypeError, r"key must be of floating point; got torch\.int64"),
+        ({"key": torch.ones(2, 2, 0), "value": torch.ones(2, 2, 0, 4)}, ValueError, r"key has .* at least one node"),
+        ({"mask": torch.ones(2, 5)}, ValueError, r"mask must be bool \(2, 5\).* got torch\.float32"),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"mask must be bool \(2, 5\).* of shape \(2, 4\)"),
+        ({"mask": [True] * 5}, TypeError, r"mask is a list; give a bool tensor \(2, 5\)"),
+        ({"negative_slope": 1.5}, ValueError, r"negative_slope=1\.5 must be"),
+        ({"method": "fast"}, ValueError, "method='fast' is unknown; give 'auto'"),
+        ({"method": "sorted", "activation": torch.tanh}, ValueError, "needs a LeakyReLU; give negative_slope"),
+    ],
+)
+def test_refuses_what_does_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    tensors = dict(zip(("query", "key", "value"), inputs(5), strict=True))
+    with pytest.raises(error, match=message):
+        graph_attention(**(tensors | change))
+    if not change.keys() & {"method", "value"}:
+        tensors.pop("value")
+        change.pop("value", None)
+        with pytest.raises(error, match=message.partition(",")[0]):
+            attention_weights(**(tensors | change))
+
+
+def test_query_dependence_refuses_what_are_no_weights() -> None:
+    with pytest.raises(TypeError, match="weights is a list; give a tensor of floating point"):
+        query_dependence([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weights must be \(..., M, N\); got shape \(3,\)"):
+        query_dependence(torch.ones(3))
+
+
+LAYERS = [GraphAttention(8), GraphAttention(8, dynamic=True), SelfAttention(8)]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("nodes", "error", "message"),
+    [
+        ([1.0], TypeError, r"nodes is a list; give a tensor \(B, N, 8\) of floating point"),
+        (torch.ones(2, 5, 8).long(), TypeError, r"nodes must be of floating point; got torch\.int64"),
+        (torch.ones(2, 8), ValueError, r"nodes must be \(B, N, 8\); got shape \(2, 8\)"),
+        (torch.ones(2, 0, 8), ValueError, r"nodes has shape \(2, 0, 8\): a softmax needs at least one node"),
+    ],
+)
+def test_layers_refuse_what_are_no_nodes(layer: Any, nodes: Any, error: type[Exception], message: str) -> None:
+    for call in (layer, layer.weights):
+        with pytest.raises(error, match=message):
+            call(nodes)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_refuse_what_is_no_mask(layer: Any) -> None:
+    for call in (layer, layer.weights):
+        with pytest.raises(TypeError, match=r"mask is a list; give a bool tensor \(2, 5\)"):
+            call(torch.ones(2, 5, 8), [True] * 5)
+
+
+def test_layers_refuse_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="heads=3 must divide dim=8"):
         GraphAttention(8, 3)
     with pytest.raises(ValueError, match="heads=3 must divide dim=8"):
@@ -322,8 +379,6 @@ def test_layers_refuse_what_does_not_fit() -> None:
         GraphAttention(8, method="sorted", dynamic=True)
     with pytest.raises(TypeError, match="activation"):
         GraphAttention(8, activation="tanh")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"nodes must be \(B, N, 8\); got shape \(2, 8\)"):
-        GraphAttention(8)(torch.ones(2, 8))
 
 
 def test_layer_is_torch_geometric_gatconv_on_a_complete_graph() -> None:

@@ -114,6 +114,9 @@ def test_behind_a_resnet_it_starts_with_the_logits_of_the_resnet(attention: Any)
         partial(torchvision.models.DenseNet, 4, (2, 2), 8, num_classes=5),
         partial(torchvision.models.MobileNetV2, 5, 0.25, [[1, 16, 1, 1]]),
         partial(torchvision.models.SwinTransformer, [2, 2], 8, [1, 1], [1, 1], [2, 2], num_classes=5),
+        partial(torchvision.models.ShuffleNetV2, [1, 1, 1], [8, 8, 16, 16, 16], num_classes=5),
+        partial(torchvision.models.MNASNet, 0.25, num_classes=5),
+        partial(torchvision.models.regnet_x_400mf, num_classes=5),
     ],
 )
 def test_behind_any_network_with_a_mean_and_a_linear_map_too(build: Callable[..., nn.Module]) -> None:
@@ -121,14 +124,24 @@ def test_behind_any_network_with_a_mean_and_a_linear_map_too(build: Callable[...
     network = lived_in(build())
     hybrid = hybrid_of(network, image_size=16).eval()
     torch.testing.assert_close(hybrid(photos(3, 16)), network(photos(3, 16)), atol=1e-6, rtol=1e-6)
+    hybrid.unfreeze_backbone()
+    hybrid(photos(3, 16)).square().sum().backward()
+    assert not [name for name, p in hybrid.named_parameters() if p.requires_grad and p.grad is None]
 
 
-@pytest.mark.parametrize("build", [partial(TinyNet, 7), lambda: TinyNet().features, lambda: Timm().conv])
-def test_another_head_starts_at_random(build: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("build", "level"),
+    [
+        (partial(TinyNet, 7), logging.WARNING),
+        (lambda: TinyNet().features, logging.INFO),
+        (lambda: Timm().conv, logging.INFO),
+    ],
+)
+def test_another_head_starts_at_random(build: Any, level: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "cifarkit"):
         hybrid = hybrid_of(build())
     assert hybrid(photos()).shape == (4, 5)
-    assert "starts at random" in caplog.text
+    assert [record.levelno for record in caplog.records if "starts at random" in record.getMessage()] == [level]
 
 
 def test_a_classifier_of_several_layers_lends_none() -> None:
@@ -136,6 +149,20 @@ def test_a_classifier_of_several_layers_lends_none() -> None:
     network.classifier = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
     hybrid = hybrid_of(network)
     assert not torch.equal(hybrid.head.linear.weight, network.classifier[2].weight)
+
+
+def test_a_convolution_behind_the_pooling_is_part_of_the_head() -> None:
+    network = Timm()
+    network.conv_head = nn.Conv2d(8, 8, 1)  # as timm's MobileNetV3 has one
+    hybrid = hybrid_of(network, freeze_backbone=False)
+    assert not torch.equal(hybrid.head.linear.weight, network.fc.weight)
+    assert [p.requires_grad for part in (network.conv, network.conv_head, network.fc) for p in part.parameters()] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_the_copy_of_the_linear_map_learns_alone() -> None:
@@ -225,6 +252,35 @@ def test_freezing_may_be_done_by_requires_grad_at_any_time() -> None:
     assert not torch.equal(hybrid.backbone.features[1].running_mean, before["features.1.running_mean"])
 
 
+def test_a_backbone_may_be_frozen_in_part() -> None:
+    network = lived_in(TinyNet())
+    network.features[1].requires_grad_(False)
+    hybrid = hybrid_of(network, freeze_backbone=False).train()
+    assert [part.training for part in network.features] == [True, False, True, True, True]
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False, False, True, True, False, False]
+    before = state_of(network.features[1])
+    train(hybrid, [(photos(), torch.arange(4))] * 2)
+    assert_same_state(network.features[1], before)
+    hybrid.unfreeze_backbone()
+    assert network.features[1].training
+    assert all(p.requires_grad for p in network.features.parameters())
+
+
+def test_a_frozen_backbone_is_kept_from_training_mode_part_by_part() -> None:
+    hybrid = hybrid_of(lived_in(TinyNet()))
+    before = state_of(hybrid.backbone)
+    hybrid.backbone.features.train()
+    hybrid(photos())
+    assert_same_state(hybrid.backbone, before)
+    assert not any(part.training for part in hybrid.backbone.modules())
+
+
+def test_a_frozen_backbone_compiles_without_a_break() -> None:
+    hybrid = hybrid_of(lived_in(TinyNet())).train()
+    compiled = torch.compile(hybrid, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(photos()), hybrid(photos()))
+
+
 def test_unfreezing_lets_every_parameter_of_the_features_learn() -> None:
     network = TinyNet()
     hybrid = hybrid_of(network).train()
@@ -295,10 +351,16 @@ class Two(nn.Conv2d):
             SpeedNet(5, widths=(8, 8, 8)),
             {"image_size": 32},
             ValueError,
-            r"SpeedNet gives shape \(1, 5\) and no feature",
+            r"SpeedNet gives shape \(1, 5\) and no feature map .*; give an nn.Sequential of those of its layers",
         ),
         (Two(3, 4, 1), {}, ValueError, r"backbone=Two gives a tuple and no feature map \(B, C, h, w\)"),
         (nn.Conv2d(3, 8, 9), {}, ValueError, r"Conv2d fails on an image of shape \(1, 3, 8, 8\) .*give the image_size"),
+        (
+            torchvision.models.VisionTransformer(16, 8, 1, 1, 8, 8),
+            {},
+            ValueError,
+            r"VisionTransformer fails on .* \(Wrong image height! .*\); give the image_size it takes",
+        ),
         (photos, {}, TypeError, r"backbone is a function; give a torch\.nn\.Module"),
         (TinyNet(), {"attention": "graphic"}, ValueError, "attention='graphic' is unknown"),
         (TinyNet(), {"heads": 3}, ValueError, "heads=3 must divide dim=8"),
@@ -313,7 +375,7 @@ def test_mistakes_are_named(backbone: Any, options: dict[str, Any], error: type[
 
 def test_the_advice_for_a_network_without_a_map_works() -> None:
     network = SpeedNet(5, widths=(8, 8, 8))
-    hybrid = hybrid_of(nn.Sequential(*list(network.children())[:-2]), image_size=32)
+    hybrid = hybrid_of(nn.Sequential(*list(network.children())[:-2]), image_size=32)  # the layers before the pooling
     assert hybrid(photos(2, 32)).shape == (2, 5)
 
 

@@ -29,6 +29,14 @@ def test_other_images_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("images", "got"), [([1, 2], "a list"), (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"torch\.uint8")]
+)
+def test_what_are_no_transformed_images_is_refused(images: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"images must be a float tensor, transformed as in training; got {got}"):
+        PatchEmbedding()(images)
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"patch_size": 5}, ValueError, "patch_size=5 does not tile image_size=32; give a divisor"),

@@ -128,6 +128,8 @@ def test_it_learns_a_batch_by_heart(attention: str) -> None:
         ({"dropout": 1}, ValueError, "dropout=1 must be at least 0 and below 1"),
         ({"patch_size": 3}, ValueError, "patch_size=3 does not tile image_size=8"),
         ({"dim": "wide"}, TypeError, "dim='wide' is a str; give an integer"),
+        ({"attention": nn.Linear}, TypeError, "attention made a Linear; give a function that makes a GraphAttention"),
+        ({"attention": lambda dim, heads: None}, TypeError, "attention made a NoneType; give a function"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -138,3 +140,5 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], error: type[Except
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, 3, 8, 8\); got shape \(2, 3, 12, 12\)"):
         tiny()(photos(2, 3, 12, 12))
+    with pytest.raises(TypeError, match="images must be a float tensor, transformed as in training; got a list"):
+        tiny()([photos()])
