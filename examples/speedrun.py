@@ -1,6 +1,6 @@
 """Train a good CIFAR-10 classifier in the minutes you have, on a laptop's CPU.
 
-    python examples/speedrun.py --data cifar10 --root data --download --minutes 4 --test
+    python examples/speedrun.py --data cifar10 --root data --download --recipe 4-minutes --test
 
 Before it starts it times a few updates and says how long the run will take on this machine. Expected accuracies and
 seconds stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>.
@@ -45,9 +45,10 @@ normalize = transforms.Normalize(*train_set.mean_std())
 folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"{Path(args.data).stem}-speedrun")
 
 started = time.perf_counter()
-loader, task = recipe.loader(train_set, seed=args.seed), recipe.task(train_set)
+task = recipe.task(train_set)
 val_loader = data.Loader(held_out[0], 500, transform=normalize) if held_out else None
 trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
+loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
 seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
 print(f"about {seconds:.0f} s of training on this machine, {len(train_set):,} images, {recipe.epochs} epochs")
 if args.estimate:

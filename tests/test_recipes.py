@@ -7,6 +7,7 @@ import torch
 
 from cifarkit import data, recipes
 from cifarkit.recipes import SpeedRecipe
+from cifarkit.training import SelectiveTask
 from cifarkit.transforms import AlternatingFlip, Cutout, RandomHorizontalFlip
 
 TRAIN = data.shapes(200)
@@ -56,6 +57,14 @@ def test_switches_take_parts_out() -> None:
     assert AlternatingFlip not in steps
 
 
+def test_a_proxy_selects_from_larger_batches() -> None:
+    recipe = replace(recipes.TINY, keep=0.25, proxy_widths=(4, 4, 4))
+    task = recipe.task(TRAIN)
+    assert isinstance(task, SelectiveTask)
+    assert recipe.loader(TRAIN).batch_size == 200
+    assert (task.keep, task.proxy.head.in_features) == (0.25, 4)
+
+
 def test_options_go_to_the_trainer() -> None:
     trainer = recipes.TINY.trainer(max_epochs=1, precision="fp32", gradient_clip_val=1.0)
     assert (trainer.max_epochs, trainer.precision.name, trainer.clip_bound) == (1, "fp32", 1.0)
@@ -65,7 +74,7 @@ def test_options_go_to_the_trainer() -> None:
 @pytest.mark.parametrize("name", recipes.SPEEDRUN)
 def test_every_recipe_builds(name: str) -> None:
     recipe: SpeedRecipe = recipes.SPEEDRUN[name]
-    assert recipe.loader(TRAIN.subset(range(0, 200, 2))).batch_size == recipe.batch_size
+    assert recipe.loader(TRAIN.subset(range(0, 200, 2))).batch_size * recipe.keep == recipe.batch_size
     assert recipe.task(TRAIN).model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 

@@ -12,6 +12,7 @@ from cifarkit.training.muon import Muon, muon_groups
 from cifarkit.training.run import Run
 from cifarkit.training.task import Task, Update, freeze, unfreeze
 from cifarkit.training.tasks.classification import ClassificationTask
+from cifarkit.training.tasks.selective import SelectiveTask
 from cifarkit.training.trackers import TensorBoardLogger, WandbLogger
 from cifarkit.training.trainer import Trainer
 
@@ -28,6 +29,7 @@ __all__ = [
     "Muon",
     "NonFiniteLossError",
     "Run",
+    "SelectiveTask",
     "StochasticWeightAveraging",
     "Task",
     "TensorBoardLogger",
