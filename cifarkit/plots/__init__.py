@@ -7,6 +7,7 @@ at all, and makes its folder. Matplotlib is imported when something is drawn.
 
 from cifarkit.plots.attention import attention_maps
 from cifarkit.plots.confusion import confusion_matrix
+from cifarkit.plots.copies import nearest_pairs
 from cifarkit.plots.curves import lr_sweep, training_curves
 from cifarkit.plots.images import confident_mistakes, image_grid, most_confident_mistakes, to_pixels
 
@@ -17,6 +18,7 @@ __all__ = [
     "image_grid",
     "lr_sweep",
     "most_confident_mistakes",
+    "nearest_pairs",
     "to_pixels",
     "training_curves",
 ]

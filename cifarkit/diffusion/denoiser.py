@@ -1,0 +1,138 @@
+"""The trained network made ready to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from cifarkit.checks import check_integer, check_number
+from cifarkit.diffusion.schedule import NoiseSchedule
+from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+
+TARGETS = ("noise", "velocity")
+
+
+def as_denoiser(
+    model: nn.Module,
+    labels: Tensor | None = None,
+    *,
+    guidance: float = 0.0,
+    target: str = "noise",
+    schedule: NoiseSchedule | None = None,
+    precision: str = "auto",
+) -> NetworkDenoiser:
+    """Make a network a denoiser: evaluation mode, fast layout and precision, guidance, velocity turned into noise.
+
+    The network is used as it is, not copied; only the layout of its weights becomes channels_last.
+
+    Args:
+        model: (x, t), or (x, t, labels) if conditional; then its attribute ``num_classes`` is K, and label K "none".
+        labels: (B,) int64, the class of each image to come; None asks a conditional model for any class.
+        guidance: w in noise = with + w (with - without label); above 0 needs labels and doubles the batch.
+        target: what the network was trained to predict, "noise" or "velocity".
+        schedule: of the training, needed for "velocity".
+        precision: "fp32", "bf16", or "auto": bf16 where the processor computes it natively.
+    Raises:
+        TypeError, ValueError: if an argument is of the wrong kind, out of range, or lacks another it needs.
+    Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps x and t to {target}")
+    guidance = check_number("guidance", guidance, 0)
+    check_target(target)
+    if target == "velocity" and not isinstance(schedule, NoiseSchedule):
+        raise ValueError(f"target='velocity' needs the NoiseSchedule of the training; got schedule={schedule!r}")
+    num_classes = count_classes(model)
+    if labels is not None:
+        _check_labels(labels, num_classes)
+    if guidance and labels is None:
+        raise ValueError(f"guidance={guidance} needs labels: it moves images towards the class they are to show")
+    if guidance and num_classes is None:
+        raise ValueError(f"guidance={guidance} needs a model with num_classes, whose label num_classes means none")
+    inference_autocast(precision, device_of(model))  # names a wrong precision now rather than in the first call
+    model.to(memory_format=torch.channels_last)
+    return NetworkDenoiser(model, labels, num_classes, guidance, schedule if target == "velocity" else None, precision)
+
+
+class NetworkDenoiser:
+    """(x (B, C, H, W), t (B,) int64) -> the noise in x, like x; made by :func:`as_denoiser`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: Tensor | None,
+        num_classes: int | None,
+        guidance: float,
+        velocity_schedule: NoiseSchedule | None,
+        precision: str,
+    ) -> None:
+        self.model, self.labels, self.num_classes, self.guidance = model, labels, num_classes, guidance
+        self.velocity_schedule, self.precision, self._ready = velocity_schedule, precision, False
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.labels is not None and len(self.labels) != len(x):
+            raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
+        images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        with nullcontext() if self._ready else self.session():
+            predicted = self._guided(images, t) if self.guidance else self._predict(images, t, self.labels)
+        if self.velocity_schedule is not None:
+            predicted = self.velocity_schedule.noise_from_velocity(predicted.to(x.dtype), x, t)
+        return predicted.to(x.dtype)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Keep evaluation mode, and the weights cast to bf16, over many calls between which no weight changes."""
+        with evaluation_mode(self.model), inference_autocast(self.precision, device_of(self.model)):
+            before, self._ready = self._ready, True
+            try:
+                yield
+            finally:
+                self._ready = before
+                torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
+
+    def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        predicted: Tensor = self.model(x, t) if labels is None else self.model(x, t, labels.to(x.device))
+        return predicted
+
+    def _guided(self, x: Tensor, t: Tensor) -> Tensor:
+        assert self.labels is not None
+        assert self.num_classes is not None
+        labels = torch.cat([self.labels, torch.full_like(self.labels, self.num_classes)])
+        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), labels).to(x.dtype)
+        with_label, without = both.chunk(2)
+        return with_label + self.guidance * (with_label - without)
+
+
+def count_classes(model: nn.Module) -> int | None:
+    """Return K of a class-conditional network, read off its attribute ``num_classes``; None if it is unconditional."""
+    inner = getattr(model, "module", model)  # DistributedDataParallel and AveragedModel wrap it
+    num_classes = getattr(inner, "num_classes", None)
+    return None if num_classes is None else check_integer("num_classes", num_classes, 1)
+
+
+def check_target(target: str) -> str:
+    """Return the target if it is known.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r} is unknown; use 'noise' or 'velocity'")
+    return target
+
+
+def _check_labels(labels: Tensor, num_classes: int | None) -> None:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        found = f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an int64 tensor (B,); got {found}")
+    if num_classes is None:
+        raise ValueError("labels were given, but the model has no num_classes: it is unconditional")
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if low < 0 or high > num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but the model knows 0 to {num_classes - 1}, and {num_classes} for none"
+        )

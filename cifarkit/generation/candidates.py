@@ -1,0 +1,62 @@
+"""What a sampler and a filter give, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Keep: TypeAlias = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Mapping[str, Tensor]]"]
+
+_OVERSHOOT, _FEW = 1.1, 0.1  # samplers may step over [-1, 1] a little in many pixels or far in a few
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """Map uint8 to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Any, count: int) -> Tensor:
+    """Return what sample gave as uint8 (B, C, H, W) on the CPU, or raise."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = getattr(images, "dtype", type(images).__name__)
+        raise TypeError(f"sample gives {got}; it must return a float tensor of images in [-1, 1]")
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[0] != count or shape[1] not in (1, 3) or 0 in shape:
+        raise ValueError(f"sample gives shape {shape} for {count} labels; it must return ({count}, 1 or 3, H, W)")
+    images = images.float().cpu()
+    if not images.isfinite().all():
+        raise ValueError("sample gives values that are not finite; look at the weights, the precision and the steps")
+    if (images.abs() > _OVERSHOOT).float().mean() > _FEW:
+        low, high = (value.item() for value in images.aminmax())
+        raise ValueError(f"sample gives values from {low:.3g} to {high:.3g}; it must return images in [-1, 1]")
+    pixels: Tensor = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels
+
+
+def judge(keep: Keep | None, pixels: Tensor, labels: Tensor) -> tuple[list[bool], dict[str, list[float]]]:
+    """Return which images pass, and each one's scores by name, rounded as they are written."""
+    if keep is None:
+        return [True] * len(labels), {}
+    verdict: Any = keep(from_pixels(pixels), labels)
+    passed, scores = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, {})
+    passed = torch.as_tensor(passed)
+    if passed.dtype != torch.bool or passed.shape != labels.shape:
+        raise TypeError(
+            f"keep gives {passed.dtype} of shape {tuple(passed.shape)} for {len(labels)} images; it must return bool "
+            f"({len(labels)},), such as scores > 0.5, or that and {{name: scores}}"
+        )
+    table = {name: torch.as_tensor(each) for name, each in scores.items()}
+    for name, each in table.items():
+        if each.shape != labels.shape or not each.isfinite().all():
+            raise ValueError(f"keep gives scores {name!r} that are not ({len(labels)},) finite numbers, one an image")
+    return passed.tolist(), {name: [float(f"{x:.6g}") for x in each.tolist()] for name, each in table.items()}
+
+
+def describe_keep(keep: Keep | None) -> str | None:
+    """Name a filter without anything that changes from run to run, such as an address."""
+    if keep is None:
+        return None
+    return str(getattr(keep, "description", None) or getattr(keep, "__qualname__", type(keep).__name__))

@@ -1,0 +1,128 @@
+"""All figures of a generator at once, with their protocol and the floor beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarkit.checks import check_integer
+from cifarkit.generation.distances import check_pair
+from cifarkit.generation.quality import density_coverage, frechet_distance, kernel_distance, precision_recall
+
+_TITLES = {
+    "frechet": "Fréchet distance",
+    "kernel": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+_FEWEST = 6  # images of a set, or of half of the real ones, for neighbourhoods of 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """Figures of generated images, made by :func:`score`; printed they carry all that makes them comparable.
+
+    Attributes:
+        figures: frechet, kernel, precision, recall, density, coverage; the first two are best at the floor, and
+            the last four near 1.
+        floor: the same, of real images against other real ones.
+        per_class: the kernel distance of each class to the real images of the class; empty if labels were not given.
+        protocol: of what images, split and features.
+    """
+
+    figures: Mapping[str, float]
+    floor: Mapping[str, float]
+    per_class: Mapping[str, float]
+    protocol: str
+
+    @property
+    def worst_class(self) -> str | None:
+        """The class whose generated images are farthest from the real ones."""
+        return max(self.per_class, key=lambda name: self.per_class[name], default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return asdict(self) | {"worst_class": self.worst_class}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{title:17} {self.figures[name]:10.4g}   real against real {self.floor[name]:10.4g}"
+            for name, title in _TITLES.items()
+        ]
+        if self.worst_class is not None:
+            mean = sum(self.per_class.values()) / len(self.per_class)
+            worst = self.per_class[self.worst_class]
+            lines.append(f"worst class       {worst:10.4g}   {self.worst_class}; kernel distance, mean {mean:.4g}")
+        return "\n".join([*lines, self.protocol])
+
+
+def score(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    features: str,
+    split: str,
+    labels: tuple[Tensor, Tensor] | None = None,
+    classes: Sequence[str] | None = None,
+    other_real: Tensor | None = None,
+    seed: int = 0,
+) -> Score:
+    """Measure generated images by their features.
+
+    Args:
+        real, fake: features (N, D) and (M, D), see :func:`cifarkit.generation.features`.
+        features: what computed them, in words, such as "SpeedNet, 94 %, trained on CIFAR-10's training images".
+        split: which images the real ones are, in words, such as "CIFAR-10 training images".
+        labels: of the real and of the fake images, int64 (N,) and (M,), for the kernel distance of each class.
+        classes: K names.
+        other_real: features of other real images, at best M of them, whose figures are the floor. None cuts real in
+            two random halves, whose Fréchet distance is larger than that of as many images as fake has.
+        seed: of the halves.
+    Raises:
+        TypeError: if features are no float tensors.
+        ValueError: if a shape or a value is wrong, there are fewer than 6 images (12 real ones for halves), labels
+            and classes do not come together, or a class has too few images.
+    """
+    real, fake = check_pair(real, fake, least=_FEWEST)
+    if (labels is None) != (classes is None):
+        raise ValueError("labels and classes must both be given, or neither")
+    if other_real is None:
+        if len(real) < 2 * _FEWEST:
+            raise ValueError(f"real has {len(real)} rows, too few for two halves; give other_real, or {2 * _FEWEST}")
+        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(check_integer("seed", seed)))
+        one, other = real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
+        beneath = f"two halves of the real images, {len(one):,} and {len(other):,}"
+    else:
+        one, other = check_pair(real, other_real, least=_FEWEST)
+        beneath = f"the same real images and {len(other):,} others"
+    protocol = (
+        f"{len(real):,} real images ({split}) and {len(fake):,} generated ones; features: {features}, "
+        f"D={real.shape[1]}; neighbourhoods of 3 (precision, recall) and 5; real against real: {beneath}"
+    )
+    per_class = {} if labels is None or classes is None else _by_class(real, fake, labels, classes)
+    return Score(_measure(real, fake), _measure(one, other), per_class, protocol)
+
+
+def _measure(real: Tensor, fake: Tensor) -> dict[str, float]:
+    shares = precision_recall(real, fake)._asdict() | density_coverage(real, fake)._asdict()
+    return {"frechet": frechet_distance(real, fake), "kernel": kernel_distance(real, fake)} | shares
+
+
+def _by_class(real: Tensor, fake: Tensor, labels: tuple[Tensor, Tensor], classes: Sequence[str]) -> dict[str, float]:
+    """Return the kernel distance of each class; its mean does not depend on how many images a class has."""
+    for name, own, points in (("real", labels[0], real), ("fake", labels[1], fake)):
+        if own.shape != (len(points),):
+            raise ValueError(f"labels of the {name} images have shape {tuple(own.shape)}; give one for each")
+    distances = {}
+    for label, name in enumerate(classes):
+        one, other = real[labels[0] == label], fake[labels[1] == label]
+        if min(len(one), len(other)) < 2:
+            raise ValueError(f"class {name!r} has {len(one)} real and {len(other)} generated images; give 2 or more")
+        distances[name] = kernel_distance(one, other)
+    return distances

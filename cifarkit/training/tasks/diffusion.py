@@ -1,0 +1,154 @@
+"""Denoising diffusion: learn to tell the noise in an image from the image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cifarkit.checks import check_number, has_parameter
+from cifarkit.diffusion.denoiser import check_target, count_classes
+from cifarkit.diffusion.schedule import NoiseSchedule
+from cifarkit.training.task import Batch, Task, Update
+
+_REMEDY = "give transform=Normalize(0.5, 0.5) to the Loader, behind what else it does"
+
+
+class DiffusionTask(Task):
+    """Train a network to predict the noise in images, or their velocity, at random steps: L_simple.
+
+    Batches are (images in [-1, 1], labels); labels may be left out if the model is unconditional, and are not used.
+
+    Args:
+        model: (x, t) -> (B, C, H, W), or (x, t, labels) if its attribute ``num_classes`` is K; label K means none.
+        optimizer: of the model's parameters.
+        schedule: a plain object, so that neither averages nor checkpoints hold its tables.
+        target: "noise" or "velocity".
+        label_dropout: share of the labels replaced by K, drawn for each image, in [0, 1]; for guidance.
+        min_snr: bound on the weight of nearly clean images, 5 in the paper; None is L_simple.
+    Raises:
+        TypeError, ValueError: for a wrong argument, or a first batch that does not fit.
+    Source: Ho et al. 2020, equation 14; min_snr: Hang et al. 2023, "Efficient diffusion training via Min-SNR".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: NoiseSchedule,
+        *,
+        target: str = "noise",
+        label_dropout: float = 0.1,
+        min_snr: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"give DiffusionTask a network and its optimizer, both built, in this order; got "
+                f"{type(model).__name__} and {optimizer if isinstance(optimizer, type) else type(optimizer).__name__}"
+            )
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule is a {type(schedule).__name__}; give NoiseSchedule.linear() or .cosine()")
+        self.model, self.schedule, self.target = model, schedule, check_target(target)
+        self.optimizers = {"model": optimizer}
+        self.label_dropout = check_number("label_dropout", label_dropout, 0, 1)
+        self.min_snr = None if min_snr is None else check_number("min_snr", min_snr, 0, above=True)
+        self.num_classes = count_classes(model)
+        if self.num_classes is None and has_parameter(model, "labels") and not hasattr(model, "num_classes"):
+            warnings.warn(
+                "the model takes labels but has no attribute num_classes, so it is trained without labels; "
+                "set it to K if label K means none, or to None",
+                stacklevel=2,
+            )
+        self._checked = False
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        images, labels = self._checked_batch(batch)
+        t = torch.randint(self.schedule.timesteps, (len(images),), device=images.device)
+        noise = torch.randn_like(images)
+        if labels is not None and self.num_classes is not None and self.label_dropout:
+            dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
+        yield Update(self._losses(images, labels, noise, t).mean(), "model")
+
+    def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
+        """Return the summed loss, without label dropout; each image always meets the same noise at the same step.
+
+        They are keyed by its pixels, so that batches, their order and the epoch change nothing.
+        """
+        images, labels = self._checked_batch(batch)
+        noise, t = _fixed_noise(images, self.schedule.timesteps)
+        return {"loss": (self._losses(images, labels, noise, t).sum(), len(images))}
+
+    def _losses(self, images: Tensor, labels: Tensor | None, noise: Tensor, t: Tensor) -> Tensor:
+        """Return each image's loss (B,), a mean over its pixels."""
+        x = self.schedule.add_noise(images, noise, t)
+        predicted: Tensor = self.model(x, t) if labels is None else self.model(x, t, labels)
+        if predicted.shape != images.shape:
+            shapes = f"{tuple(predicted.shape)} for images of {tuple(images.shape)}"
+            raise ValueError(f"the model must return an image of the shape of its input; it returned {shapes}")
+        wanted = noise if self.target == "noise" else self.schedule.velocity(images, noise, t)
+        losses = (predicted.float() - wanted.float()).square().flatten(1).mean(1)  # (B, C, H, W) -> (B,)
+        return losses if self.min_snr is None else losses * self._weights(images, t)
+
+    def _weights(self, images: Tensor, t: Tensor) -> Tensor:
+        """Return min(snr, bound) of each image (B,) over the weight that the target itself gives to its error."""
+        assert self.min_snr is not None
+        signal, sigma = self.schedule.rates(t, images)
+        ratio = (signal / sigma).square().flatten()  # (B, 1, 1, 1) -> (B,)
+        return ratio.clamp(max=self.min_snr) / (ratio if self.target == "noise" else ratio + 1)
+
+    # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
+
+    def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if len(batch) not in ((1, 2) if self.num_classes is None else (2,)):
+            raise ValueError(f"a batch must be (images, labels); got {len(batch)} tensors")
+        images, labels = batch[0], None if self.num_classes is None else batch[1]
+        if not self._checked:
+            _check_images(images)
+            if labels is not None and self.num_classes is not None:
+                _check_labels(labels, self.num_classes)
+            self._checked = True
+        return images, labels
+
+
+def _check_images(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise TypeError(f"images must be float in [-1, 1]; got {images.dtype}: {_REMEDY}")
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinite values in the first batch; look at the data and transforms")
+    low, high = images.min().item(), images.max().item()
+    if low < -1.01 or high > 1.01:
+        raise ValueError(f"images run from {low:.3g} to {high:.3g} in the first batch, not in [-1, 1]: {_REMEDY}")
+    if low >= 0 and high > 0:
+        warnings.warn(
+            f"images run from {low:.3g} to {high:.3g} in the first batch, as if in [0, 1]; diffusion wants [-1, 1]: "
+            f"{_REMEDY}",
+            stacklevel=5,
+        )
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise TypeError(f"labels must be int64 (B,); got {labels.dtype} of shape {tuple(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, but the model knows {num_classes} classes; "
+            f"build it with num_classes={high + 1} or more, labels from 0"
+        )
+
+
+def _fixed_noise(images: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    """Return noise like the images (B, C, H, W) and steps (B,), those of an image seeded by its pixels."""
+    bits = images.float().flatten(1).contiguous().view(torch.int32).long()  # (B, C * H * W)
+    seeds = (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(1)  # wraps around
+    noise, t, generator = torch.empty(images.shape), torch.empty(len(images), dtype=torch.int64), torch.Generator()
+    for index, seed in enumerate(seeds.tolist()):
+        generator.manual_seed(seed)
+        t[index] = torch.randint(timesteps, (), generator=generator)
+        noise[index] = torch.randn(images.shape[1:], generator=generator)
+    return noise.to(images), t.to(images.device)

@@ -1,0 +1,79 @@
+"""Fill a folder with generated images, the same number of each class; kill it and start it again as you like.
+
+    python examples/generate_dataset.py --weights runs/<run>/last.pt --average ema --per-class 5000 --folder generated
+
+Flags of the network must be those it was trained with. With --classifier (weights of a SpeedNet, see speedrun.py) only
+images that it takes for what they are to show are kept, and a score is printed. Several machines share a folder and the
+work by --rank 0 --world-size 2 and --rank 1 --world-size 2.
+"""
+
+import argparse
+
+import torch
+
+import cifarkit
+from cifarkit import data, diffusion, generation, models, transforms
+from cifarkit.models.unet import UNet
+from cifarkit.plots.copies import nearest_pairs
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+flag = parser.add_argument
+flag("--data", default="shapes", help="what the network was trained on: shapes, cifar10 or a .npz file")
+flag("--root", default="data", help="where CIFAR-10 lies")
+flag("--weights", metavar="FILE", help="checkpoint or weights of the U-Net")
+flag("--average", choices=["ema", "swa"], help="take the averaged weights of a checkpoint")
+flag("--base-channels", type=int, default=64)
+flag("--multipliers", type=int, nargs="+", default=[1, 2, 2])
+flag("--patch", type=int, default=1)
+flag("--velocity", action="store_true", help="the network was trained to predict velocity")
+flag("--linear", action="store_true", help="the network was trained with the linear schedule, not the cosine")
+flag("--steps", type=int, default=20, help="of DPM-Solver++")
+flag("--guidance", type=float, default=0.0)
+flag("--classifier", metavar="FILE", help="weights of a SpeedNet")
+flag("--per-class", type=int, default=500)
+flag("--folder", default="generated")
+for name, value in {"--batch-size": 100, "--seed": 0, "--rank": 0, "--world-size": 1}.items():
+    flag(name, type=int, default=value)
+flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+args = parser.parse_args()
+if args.tiny:
+    args.base_channels, args.multipliers, args.steps, args.per_class = 8, [1, 1], 2, 2
+
+cifarkit.seed_everything(args.seed)
+if args.data == "shapes":
+    train_set, test_set = data.shapes(300 if args.tiny else 20_000), data.shapes(300 if args.tiny else 2_000, seed=1)
+elif args.data == "cifar10":
+    train_set, test_set = (data.cifar10(args.root, train=train) for train in (True, False))
+else:
+    train_set, test_set = data.load_npz(args.data).split(0.9, 0.1)
+classes, normalize = train_set.classes, transforms.Normalize(*train_set.mean_std())
+shape = {"multipliers": args.multipliers, "patch": args.patch}
+network = UNet(base_channels=args.base_channels, num_classes=len(classes), **shape)
+if args.weights:
+    cifarkit.load_weights(network, args.weights, average=args.average)
+elif not args.tiny:
+    parser.error("--weights is needed: images of an untrained network are noise")
+schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
+target, classifier = "velocity" if args.velocity else "noise", models.SpeedNet(len(classes))
+if args.classifier:
+    cifarkit.load_weights(classifier, args.classifier)
+
+
+def sample(labels: torch.Tensor, generator: generation.SampleGenerators) -> torch.Tensor:
+    noise = generator.normal(*train_set.image_shape)
+    denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, target=target, schedule=schedule)
+    return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps)
+
+
+about = {"sampler": "DPM-Solver++ 2M", "steps": args.steps, "guidance": args.guidance}
+about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
+keep = generation.KeepConfident(classifier, normalize) if args.classifier else None
+options = {name: getattr(args, name) for name in ("per_class", "folder", "batch_size", "seed", "rank", "world_size")}
+made = generation.generate_dataset(sample, classes=classes, keep=keep, about=about, **options)
+check = generation.check_copies(train_set.images, made.images, test_set.images[:2_000], mirror=True)
+nearest_pairs(made.images, train_set.images, *check.copies, path=f"{args.folder}-nearest.png")
+print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")
+if args.classifier:
+    real, fake = (generation.features(classifier, part.images, transform=normalize) for part in (test_set, made))
+    by_class = {"labels": (test_set.labels, made.labels), "classes": classes, "split": "test images"}
+    print(generation.score(real, fake, features=args.classifier, **by_class))

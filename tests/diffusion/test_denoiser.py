@@ -1,0 +1,169 @@
+"""as_denoiser: guidance by hand in one call, velocity into noise, modes and precision, bad input named."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarkit.diffusion import Denoiser, NoiseSchedule, as_denoiser, sample_ddim
+from cifarkit.inference import cpu_has_bf16
+
+T = torch.tensor([3, 500, 999])
+LABELS = torch.tensor([0, 2, 1])
+
+
+class TinyNet(nn.Module):
+    """A network of one convolution and one number a class that notes what it is called with."""
+
+    def __init__(self, num_classes: int | None = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_classes = num_classes
+        self.conv, self.dropout = nn.Conv2d(3, 3, 3, padding=1), nn.Dropout(0.5)
+        self.shift = nn.Parameter(torch.randn(0 if num_classes is None else num_classes + 1))
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        out = self.dropout(self.conv(x)) + t.reshape(-1, 1, 1, 1) / 1000
+        layout = x.is_contiguous(memory_format=torch.channels_last)
+        self.calls.append({"x": x, "training": self.training, "dtype": out.dtype, "labels": labels, "layout": layout})
+        return out if labels is None else out + self.shift[labels].reshape(-1, 1, 1, 1)
+
+
+def start(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def test_without_extras_it_is_the_network_in_evaluation_mode() -> None:
+    model = TinyNet()
+    found = as_denoiser(model, LABELS, precision="fp32")(start(), T)
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.eval()(start(), T, LABELS))
+    assert not found.requires_grad
+    assert not model.calls[0]["training"]
+    assert model.calls[0]["layout"]
+
+
+def test_the_mode_comes_back_after_an_exception() -> None:
+    model = TinyNet()
+    with pytest.raises(RuntimeError):
+        as_denoiser(model, LABELS)(start()[:, :1], T)
+    assert model.training
+    assert model.dropout.training
+
+
+def test_an_unconditional_network_gets_no_labels() -> None:
+    model = TinyNet(None)
+    as_denoiser(model)(start(), T)
+    assert model.calls[0]["labels"] is None
+    as_denoiser(TinyNet())(start(), T)  # a conditional one may be asked for any class
+
+
+@pytest.mark.parametrize("guidance", [0.3, 2.0])
+def test_guidance_moves_away_from_no_label_in_one_doubled_batch(guidance: float) -> None:
+    model = TinyNet()
+    found = as_denoiser(model, LABELS, guidance=guidance, precision="fp32")(start(), T)
+    assert [len(call["x"]) for call in model.calls] == [6]
+    assert model.calls[0]["labels"].tolist() == [0, 2, 1, 4, 4, 4]
+    with torch.no_grad():
+        with_label, without = (model.eval()(start(), T, labels) for labels in (LABELS, torch.full((3,), 4)))
+    torch.testing.assert_close(found, (1 + guidance) * with_label - guidance * without)
+
+
+def test_no_guidance_means_one_plain_batch() -> None:
+    model = TinyNet()
+    as_denoiser(model, LABELS)(start(), T)
+    assert [len(call["x"]) for call in model.calls] == [3]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_velocity_becomes_noise(guidance: float) -> None:
+    schedule, model = NoiseSchedule.cosine(), TinyNet()
+    options: dict[str, Any] = {"guidance": guidance, "precision": "fp32"}
+    found = as_denoiser(model, LABELS, target="velocity", schedule=schedule, **options)(start(), T)
+    velocity = as_denoiser(model, LABELS, **options)(start(), T)
+    left = schedule.alpha_bar[T].reshape(-1, 1, 1, 1).float()
+    torch.testing.assert_close(found, left.sqrt() * velocity + (1 - left).sqrt() * start())
+
+
+def test_a_perfect_velocity_samples_the_exact_image() -> None:
+    schedule, images = NoiseSchedule.cosine(), start().tanh()
+
+    class Oracle(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            signal, sigma = schedule.rates(t, x)
+            return schedule.velocity(images, (x - signal * images) / sigma, t)
+
+    denoiser = as_denoiser(Oracle(), target="velocity", schedule=schedule, precision="fp32")
+    torch.testing.assert_close(sample_ddim(denoiser, start(), schedule, steps=9), images, atol=1e-5, rtol=0)
+
+
+def test_precision_is_what_the_network_computes_in_and_fp32_comes_out() -> None:
+    native = torch.bfloat16 if cpu_has_bf16() else torch.float32
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", native)):
+        model, dtypes = TinyNet(), set()
+        model.conv.register_forward_hook(lambda module, inputs, output, dtypes=dtypes: dtypes.add(output.dtype))
+        assert as_denoiser(model, LABELS, precision=precision, guidance=1.0)(start(), T).dtype == torch.float32
+        assert dtypes == {dtype}
+
+
+def test_a_sampler_casts_the_weights_once() -> None:
+    denoiser, schedule = as_denoiser(TinyNet(), LABELS, precision="bf16"), NoiseSchedule.linear()
+
+    def casts(denoiser: Denoiser) -> int:
+        with torch.profiler.profile() as profile:
+            sample_ddim(denoiser, start(), schedule, steps=4)
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+
+    # Behind a function the sampler cannot keep them: weight and bias are cast again in each step after the first.
+    assert casts(lambda x, t: denoiser(x, t)) == casts(denoiser) + 3 * 2
+
+
+def test_weights_changed_between_two_samplings_count() -> None:
+    model, schedule = TinyNet(), NoiseSchedule.linear()
+    denoiser = as_denoiser(model, LABELS, precision="bf16")
+    before = sample_ddim(denoiser, start(), schedule, steps=2, clamp=False)
+    with torch.no_grad():
+        model.conv.weight.add_(1)
+    assert not torch.equal(before, sample_ddim(denoiser, start(), schedule, steps=2, clamp=False))
+
+
+def test_sampling_inside_an_autocast_leaves_training_its_gradients() -> None:
+    model = TinyNet()
+    with torch.autocast("cpu", torch.bfloat16):
+        as_denoiser(model, LABELS, precision="bf16")(start(), T)
+        model(start(), T, LABELS).sum().backward()
+    assert model.conv.weight.grad is not None
+
+
+def test_labels_must_be_as_many_as_images() -> None:
+    with pytest.raises(ValueError, match="labels are of 3 images, but x holds 2"):
+        as_denoiser(TinyNet(), LABELS)(start(2), T[:2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "error", "message"),
+    [
+        (torch.tensor([0, 5]), {}, ValueError, "labels run from 0 to 5, but the model knows 0 to 3, and 4 for none"),
+        (torch.tensor([-1, 0]), {}, ValueError, "labels run from -1 to 0"),
+        (LABELS.float(), {}, TypeError, r"labels must be an int64 tensor \(B,\); got torch.float32, \(3,\)"),
+        ([0, 1], {}, TypeError, "labels must be an int64 tensor .*; got list"),
+        (LABELS, {"guidance": -0.5}, ValueError, r"guidance=-0\.5 must be at least 0"),
+        (None, {"guidance": 0.5}, ValueError, r"guidance=0\.5 needs labels: it moves images towards the class"),
+        (LABELS, {"target": "image"}, ValueError, "target='image' is unknown; use 'noise' or 'velocity'"),
+        (LABELS, {"target": "velocity"}, ValueError, "target='velocity' needs the NoiseSchedule .*; got schedule=None"),
+        (LABELS, {"precision": "fp8"}, ValueError, "precision='fp8' is unknown"),
+    ],
+)
+def test_mistakes_are_named(labels: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_denoiser(TinyNet(), labels, **options)
+
+
+def test_a_network_without_classes_and_what_is_none_are_named() -> None:
+    with pytest.raises(ValueError, match="labels were given, but the model has no num_classes: it is unconditional"):
+        as_denoiser(TinyNet(None), LABELS)
+    with pytest.raises(TypeError, match=r"model is a function; give a torch\.nn\.Module that maps x and t to noise"):
+        as_denoiser(start)  # type: ignore[arg-type]

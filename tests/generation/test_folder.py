@@ -1,0 +1,78 @@
+"""Names that can be folders, settings that can be read, exports read back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarkit.generation import generate_dataset, read_generated
+from cifarkit.generation.folder import check_class_names
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "message"),
+    [
+        ("cat", TypeError, "classes='cat' must be a sequence of names"),
+        (["cat", 3], TypeError, r"classes=\['cat', 3\] must be a sequence of names"),
+        ([], ValueError, "classes holds 0 names; give from 1 to 1024"),
+        (["cat", " "], ValueError, "classes holds ' '; a name becomes a folder, so give 1 to 200 bytes"),
+        (["é" * 101], ValueError, "give 1 to 200 bytes"),
+        (["a/b"], ValueError, "'a/b'; a name becomes a folder: no slash"),
+        (["..\\b"], ValueError, "no slash"),
+        (["a\nb"], ValueError, "control character"),
+        (["a\u202eb"], ValueError, "control character"),
+        (["c:"], ValueError, "no slash"),
+        ([".."], ValueError, "'..'; a name becomes a folder that is seen: no dot or blank at its ends"),
+        ([".hidden"], ValueError, "no dot or blank at its ends"),
+        (["dog "], ValueError, "no dot or blank at its ends"),
+        (["manifest.jsonl"], ValueError, "a name becomes a folder that is seen"),
+        (["cat", "cat"], ValueError, "classes holds 'cat' and 'cat', one folder on some systems"),
+        (["cat", "Cat"], ValueError, "classes holds 'cat' and 'Cat', one folder"),
+    ],
+)
+def test_a_name_that_can_be_no_folder_is_refused(classes: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_class_names(classes)
+
+
+def test_usual_names_pass() -> None:
+    names = ("aquarium_fish", "Straße 9", "t-shirt", "ネコ")
+    assert check_class_names(list(names)) == names
+
+
+def make(folder: Path) -> None:
+    generate_dataset(
+        lambda labels, generator: torch.zeros(len(labels), 3, 2, 2), classes=("z", "a"), per_class=1, folder=folder
+    )
+
+
+def test_the_order_of_the_classes_is_kept(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert read_generated(str(tmp_path)).classes == ("z", "a")
+
+
+def test_a_damaged_picture_is_named_when_it_is_read(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "a" / "000000.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a/000000\.png is damaged; generate_dataset, called as before, makes it"):
+        read_generated(tmp_path)
+
+
+def test_a_folder_without_an_export_or_a_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"settings\.json: no such file; a folder that generate_dataset has"):
+        read_generated(tmp_path)
+    make(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no picture yet"):
+        read_generated(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"classes": 3}'])
+def test_damaged_settings_are_named(tmp_path: Path, content: str) -> None:
+    make(tmp_path)
+    (tmp_path / "settings.json").write_text(content)
+    for call in (read_generated, make):
+        with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+            call(tmp_path)
