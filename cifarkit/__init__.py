@@ -1,6 +1,6 @@
 """Classify small images in plain PyTorch."""
 
-from cifarkit import data, models, plots, recipes, training, transforms
+from cifarkit import data, diffusion, generation, models, plots, recipes, training, transforms
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.inference import predict
 from cifarkit.seeding import Draws, seed_everything
@@ -8,8 +8,10 @@ from cifarkit.training import (
     Callback,
     ClassificationTask,
     CSVLogger,
+    DiffusionTask,
     EarlyStopping,
     ExponentialMovingAverage,
+    GANTask,
     LearningRateMonitor,
     ModelCheckpoint,
     Muon,
@@ -38,9 +40,11 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "ClassificationTask",
+    "DiffusionTask",
     "Draws",
     "EarlyStopping",
     "ExponentialMovingAverage",
+    "GANTask",
     "ImageDataset",
     "LearningRateMonitor",
     "Loader",
@@ -55,7 +59,9 @@ __all__ = [
     "Update",
     "WandbLogger",
     "data",
+    "diffusion",
     "freeze",
+    "generation",
     "load_checkpoint",
     "load_weights",
     "lr_find",

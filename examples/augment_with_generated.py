@@ -14,7 +14,7 @@ import torch
 
 import cifarkit
 from cifarkit import data, generation, models, schedules, transforms
-from cifarkit.data.mixed import MixedLoader
+from cifarkit.data import MixedLoader
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument

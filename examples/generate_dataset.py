@@ -13,8 +13,8 @@ import torch
 
 import cifarkit
 from cifarkit import data, diffusion, generation, models, transforms
-from cifarkit.models.unet import UNet
-from cifarkit.plots.copies import nearest_pairs
+from cifarkit.models import UNet
+from cifarkit.plots import nearest_pairs
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument

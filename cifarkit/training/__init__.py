@@ -5,13 +5,18 @@ from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeig
 from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMonitor, TimeLimit
 from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
 from cifarkit.training.estimate import estimate_seconds
+from cifarkit.training.health import GANHealth
 from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.muon import Muon, muon_groups
 from cifarkit.training.run import Run
+from cifarkit.training.samples import SampleGrid
 from cifarkit.training.task import Task, Update, freeze, unfreeze
 from cifarkit.training.tasks.classification import ClassificationTask
+from cifarkit.training.tasks.diffusion import DiffusionTask
+from cifarkit.training.tasks.gan import GANTask
+from cifarkit.training.tasks.gan_augment import DifferentiableAugmentation
 from cifarkit.training.tasks.selective import SelectiveTask
 from cifarkit.training.trackers import TensorBoardLogger, WandbLogger
 from cifarkit.training.trainer import Trainer
@@ -20,8 +25,12 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "ClassificationTask",
+    "DifferentiableAugmentation",
+    "DiffusionTask",
     "EarlyStopping",
     "ExponentialMovingAverage",
+    "GANHealth",
+    "GANTask",
     "LearningRateMonitor",
     "LearningRateSweep",
     "Logger",
@@ -29,6 +38,7 @@ __all__ = [
     "Muon",
     "NonFiniteLossError",
     "Run",
+    "SampleGrid",
     "SelectiveTask",
     "StochasticWeightAveraging",
     "Task",

@@ -116,13 +116,13 @@ class WeightAveraging(Callback):
         return networks
 
     def _refresh(self, run: Run) -> None:
-        for network in self._averaged_networks().values():
+        for name, network in self._averaged_networks().items():
             with (
                 undisturbed(run.train_loader) as loader,
                 iterating(loader) as batches,
                 run.trainer.precision.autocast(),
             ):
-                refresh_batchnorm(network, _images(run, batches, self.batchnorm_samples))
+                refresh_batchnorm(network, _inputs(run, name, batches, self.batchnorm_samples))
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -194,10 +194,11 @@ class ExponentialMovingAverage(WeightAveraging):
 
 
 @torch.no_grad()
-def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
     """Measure anew the BatchNorm statistics of a network, averaged equally over batches of images.
 
-    Frozen parts keep their statistics. The network is left in evaluation mode.
+    A batch may be a tuple of all the network takes, as (latents, labels) for a generator. Frozen parts keep their
+    statistics. The network is left in evaluation mode.
     """
     train_unfrozen(network)
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
@@ -207,18 +208,20 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # None makes BatchNorm keep the equal average over batches
-        for images in batches:
-            network(images)
+        for inputs in batches:
+            network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     network.eval()
 
 
-def _images(run: Run, batches: Iterable[Any], samples: int) -> Iterator[Tensor]:
+def _inputs(run: Run, name: str, batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what the network of that name takes: images, unless the task says otherwise by a method ``inputs_of``."""
+    inputs_of = getattr(run.task, "inputs_of", None)
     seen = 0
     for batch in batches:
-        images = run.trainer.to_device(batch)[0]
-        yield images
-        seen += len(images)
+        on_device = run.trainer.to_device(batch)
+        yield (on_device[0],) if inputs_of is None else inputs_of(name, on_device)
+        seen += len(on_device[0])
         if seen >= samples:
             return

@@ -11,6 +11,7 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.training.schedules import Schedule
 
 if TYPE_CHECKING:
+    from cifarkit.training.meters import NonFiniteLossError
     from cifarkit.training.run import Run
 
 
@@ -31,6 +32,10 @@ class Callback:
 
     def on_step_end(self, run: Run) -> None:
         """After every optimizer update; ``run.step`` counts it already."""
+
+    def on_non_finite(self, run: Run, error: NonFiniteLossError) -> bool:
+        """When a log step finds a loss that is not finite; true if this has put it right and the run goes on."""
+        return False
 
     def on_epoch_end(self, run: Run) -> None:
         """After validation; ``run.history[-1]`` is the epoch's row and ``run.epoch`` counts it already."""

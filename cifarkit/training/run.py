@@ -162,9 +162,14 @@ class Run:
         """Read the metrics since the last log step off the device and send them to the loggers.
 
         Raises:
-            NonFiniteLossError: if a loss is infinite or NaN.
+            NonFiniteLossError: if a loss is infinite or NaN and no callback has put that right.
         """
-        metrics = self.meters.end_interval()
+        try:
+            metrics = self.meters.end_interval()
+        except NonFiniteLossError as error:
+            if not any(callback.on_non_finite(self, error) for callback in self.callbacks):
+                raise
+            metrics = self.meters.end_interval()
         self._log_later, later = {}, self._log_later
         metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
         self._interval_clock = (time.perf_counter(), self.images)

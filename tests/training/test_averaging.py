@@ -24,6 +24,7 @@ from cifarkit.training import (
     Run,
     StochasticWeightAveraging,
     Trainer,
+    Update,
     freeze,
     refresh_batchnorm,
 )
@@ -203,6 +204,39 @@ def test_refresh_batchnorm_leaves_frozen_and_untracked_layers() -> None:
     assert int(model.state_dict()["3.num_batches_tracked"]) == 1
     refresh_batchnorm(nn.Sequential(freeze(frozen)), [torch.randn(8, 3, 4, 4) + 5])
     assert_equal_states(frozen, before)
+
+
+class TinyGenerator(nn.Module):
+    """Batch statistics that show what the network was given: the mean of its first number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.map = nn.BatchNorm1d(1), nn.Linear(1, 3)
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        made: Tensor = self.map(self.norm(latents + labels[:, None]))
+        return made
+
+
+class GeneratingTask(ClassificationTask):
+    """A task whose network takes latents and labels instead of images."""
+
+    def updates(self, batch: Any) -> Any:
+        yield Update(self.model(*self.inputs_of("model", batch)).square().mean())
+
+    def inputs_of(self, network: str, batch: Any) -> tuple[Tensor, Tensor]:
+        assert network == "model"
+        return torch.full((len(batch[0]), 1), 7.0), batch[1]
+
+
+def test_a_task_may_say_what_its_network_takes() -> None:
+    model, ema = TinyGenerator(), ExponentialMovingAverage(0.9, batchnorm_samples=12)
+    task = GeneratingTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    Trainer(max_epochs=1, callbacks=[ema], progress=False).fit(task, loader())
+    batches = loader()
+    batches.epoch = 1  # the labels of the epoch that would come next, two batches of 8 of them
+    mean = torch.stack([7 + labels.float().mean() for _, labels in list(batches)[:2]]).mean()
+    torch.testing.assert_close(average_of(ema).state_dict()["norm.running_mean"], mean[None])
 
 
 def test_a_frozen_batchnorm_is_not_refreshed_by_the_callback() -> None:

@@ -1,0 +1,60 @@
+"""Spectral normalisation that steps once for each change of a weight, however often the weight is used."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+_FIRST_STEPS = 15  # of the power iteration, when the layer is made
+
+
+def normalize_spectrum(layer: Layer) -> Layer:
+    """Make a layer use its weight over the weight's largest singular value, and return it.
+
+    A step of the power iteration is made when the layer is in training mode and the weight has changed, so that
+    micro-batches of one update see the same network. ``torch.nn.utils.parametrizations.spectral_norm`` makes one each
+    time the weight is used.
+
+    Source: Miyato et al. 2018, "Spectral normalization for generative adversarial networks", algorithm 1.
+    """
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.get_parameter("weight")))
+    return layer
+
+
+class SpectralNorm(nn.Module):
+    """Map a weight to the weight over its largest singular value, as a matrix of its first dimension by the rest."""
+
+    left: Tensor  # (rows,), about the first left singular vector
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("left", F.normalize(torch.randn(len(weight)), dim=0))
+        self._seen: int | None = None  # the version of the weight that ``left`` was made for; None takes the next one
+        for _ in range(_FIRST_STEPS):
+            self._iterate(weight.detach().flatten(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = weight.flatten(1)
+            if self.training and self._seen != weight._version:
+                if self._seen is not None:
+                    self._iterate(matrix.detach())
+                self._seen = weight._version
+            # For a unit vector left and right = M^T left over its length, left^T M right is the length of M^T left.
+            largest: Tensor = torch.linalg.vector_norm(matrix.T @ self.left)
+            return weight / largest
+
+    def _iterate(self, matrix: Tensor) -> None:
+        # A new tensor, because the graph of an earlier loss may still hold the old one.
+        right = F.normalize(matrix.T @ self.left, dim=0)
+        self.left = F.normalize(matrix @ right, dim=0)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._seen = None  # the vector was saved for the weight that is loaded with it

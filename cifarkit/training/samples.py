@@ -1,0 +1,65 @@
+"""Grids of generated images as training goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cifarkit import plots
+from cifarkit.checks import check_callable, check_integer
+from cifarkit.inference import evaluation_mode
+from cifarkit.seeding import RngState
+from cifarkit.training.averaging import WeightAveraging
+from cifarkit.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from cifarkit.training.run import Run
+
+
+class SampleGrid(Callback):
+    """Make images after an epoch, send them to the loggers and keep them as a picture, ``folder/epoch-000.png``.
+
+    The networks are in evaluation mode meanwhile, and training does not notice which random numbers are drawn.
+
+    Args:
+        sample: task -> images (B, C, H, W) in [-1, 1]; from the same noise each time, they can be compared.
+        folder: where the pictures go; None keeps none.
+        every_n_epochs: how often.
+        average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
+    Raises:
+        TypeError: if sample cannot be called.
+        ValueError: if every_n_epochs is below 1.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[Any], Tensor],
+        folder: str | Path | None = None,
+        *,
+        every_n_epochs: int = 1,
+        average: WeightAveraging | None = None,
+    ) -> None:
+        self.sample = check_callable("sample", sample, "give a function of the task that returns images")
+        self.folder, self.average = None if folder is None else Path(folder), average
+        self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
+
+    def on_epoch_end(self, run: Run) -> None:
+        epoch = run.history[-1]["epoch"]
+        if (epoch + 1) % self.every_n_epochs:
+            return
+        averaged = (
+            self.average.swapped(run.task) if self.average is not None and self.average.updates else nullcontext()
+        )
+        rng = RngState.capture()
+        with averaged, evaluation_mode(run.task), torch.no_grad():
+            images = self.sample(run.task).float().clamp(-1, 1)
+        rng.restore()
+        run.log_images("samples", (images + 1) / 2)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            plots.image_grid(images, path=self.folder / f"epoch-{epoch:03d}.png", value_range=(-1, 1))

@@ -1,0 +1,78 @@
+"""SampleGrid: when pictures are made, of what network, and that training does not notice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cifarkit.training import Callback, ClassificationTask, ExponentialMovingAverage, Logger, Run, Trainer
+from cifarkit.training.samples import SampleGrid
+
+BATCHES = [(torch.full((4, 3, 4, 4), 0.5), torch.arange(4) % 2)] * 3
+
+
+class Recorder(Logger):
+    def __init__(self) -> None:
+        self.images: list[tuple[str, int, Tensor]] = []
+
+    def log_images(self, name: str, images: Tensor, step: int) -> None:
+        self.images.append((name, step, images))
+
+
+def make_task() -> ClassificationTask:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 2))
+    return ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def fit(*callbacks: Callback, epochs: int = 3, recorder: Logger | None = None) -> Run:
+    loggers = [] if recorder is None else [recorder]
+    return Trainer(max_epochs=epochs, callbacks=callbacks, loggers=loggers, progress=False).fit(make_task(), BATCHES)
+
+
+def paint(task: Any) -> Tensor:
+    """Draw from the global state and overshoot the range."""
+    return torch.randn(2, 3, 4, 4) * 3
+
+
+def test_pictures_go_to_the_loggers_and_the_folder(tmp_path: Path) -> None:
+    recorder = Recorder()
+    fit(SampleGrid(paint, tmp_path / "new", every_n_epochs=2), epochs=5, recorder=recorder)
+    assert [(name, step) for name, step, _ in recorder.images] == [("samples", 6), ("samples", 12)]
+    assert all(images.min() >= 0 and images.max() <= 1 for _, _, images in recorder.images)
+    assert sorted(path.name for path in tmp_path.glob("new/*")) == ["epoch-001.png", "epoch-003.png"]
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(SampleGrid(paint))
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_does_not_notice() -> None:
+    with_grid, without = fit(SampleGrid(paint)), fit()
+    for name, tensor in without.task.state_dict().items():
+        assert torch.equal(with_grid.task.state_dict()[name], tensor)
+
+
+def test_networks_are_in_evaluation_mode_without_gradients_and_the_averaged_ones_if_asked() -> None:
+    seen: list[Any] = []
+
+    def look(task: Any) -> Tensor:
+        seen.append((task.model, task.model.training, torch.is_grad_enabled()))
+        return torch.zeros(1, 3, 4, 4)
+
+    average = ExponentialMovingAverage(0.9)
+    run = fit(SampleGrid(look, average=average), average, SampleGrid(look), epochs=1)
+    assert average.averaged is not None
+    assert [item[0] for item in seen] == [average.averaged.module.get_submodule("model"), run.task.model]
+    assert not any(training or grad for _, training, grad in seen)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(TypeError, match="sample is None; give a function of the task that returns images"):
+        SampleGrid(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every_n_epochs=0 must be at least 1"):
+        SampleGrid(paint, every_n_epochs=0)
