@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,10 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write to a full disk does not say to which file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # make the new name itself survive a power cut
@@ -43,14 +49,15 @@ def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files of :func:`atomic_file` whose process was killed while it wrote."""
     for temporary in folder.glob(".*.tmp"):
         found = re.search(r"\.(\d+)-[0-9a-f]{8}\.tmp$", temporary.name)
-        if found and not _is_running(int(found[1])):
+        is_folder = temporary.is_dir() and not temporary.is_symlink()
+        if found and not is_folder and not _is_running(int(found[1])):
             temporary.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a number no process can have is in a name somebody made up
         return False
     except OSError:  # it runs and belongs to somebody else, or the system cannot tell
         return True
@@ -61,3 +68,34 @@ def write_atomically(content: bytes, path: str | Path) -> None:
     """Write a whole file by :func:`atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def read_file(path: str | Path) -> bytes:
+    """Read a whole file, but nothing that might never end.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is a folder, a pipe or a device.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{shown(path)} is a folder, a pipe or a device; give a file")
+    return path.read_bytes()
+
+
+def shown(path: str | Path) -> str:
+    """Return a path for a message, its control characters escaped: a terminal would obey them."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path))
+
+
+def require_plain_zip(content: bytes) -> None:
+    """Refuse a zip file that unpacks to more than it holds; what ``torch.save`` writes is not compressed.
+
+    Raises:
+        ValueError: if it does, as a file made to fill the memory would.
+        zipfile.BadZipFile: if it is damaged.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+    if total > len(content):
+        raise ValueError(f"it would unpack {len(content)} bytes to {total}, which torch.save never does")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cifarkit.files import atomic_file
 from cifarkit.seeding import Draws
 
 _SPLIT_STREAM = 2**40  # an epoch no training reaches, so that splits share no numbers with augmentation
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode; "Cf" joins emojis, so only some of it is refused
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _CHUNK = 4096  # images read at once by mean_std, about 50 MB of int64 values at 32 x 32
 
 
@@ -175,10 +178,18 @@ def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(name) for name in classes)  # numpy.str_ becomes str, so that checkpoints hold plain types
     if not names or "" in names:
         raise ValueError(f"classes={names} must hold at least one name and no empty one")
+    unfit = next((name for name in names if any(map(_is_control, name))), None)
+    if unfit is not None:
+        raise ValueError(f"classes holds {unfit!a}; a name is printed, so it takes no control character")
     repeated = next((name for index, name in enumerate(names) if name in names[:index]), None)
     if repeated is not None:
         raise ValueError(f"classes names {repeated!r} twice; every class needs a name of its own")
     return names
+
+
+def _is_control(letter: str) -> bool:
+    """Tell whether a character commands a terminal, ends a line, turns the direction of writing or is half of one."""
+    return unicodedata.category(letter) in _CONTROL or letter in _DIRECTIONS
 
 
 def _check_images(images: NDArray[Any] | Tensor) -> Tensor:

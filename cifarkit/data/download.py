@@ -86,8 +86,7 @@ class Expected:
                 raise ValueError(f"{name}={digest!r} must be {length} hexadecimal digits")
 
     def __str__(self) -> str:
-        known = {"size": self.size, "md5": self.md5, "sha256": self.sha256}
-        facts = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        facts = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value is not None)
         return f" ({facts})" if facts else ""
 
     def problem(self, path: Path) -> str | None:
@@ -203,8 +202,9 @@ class _Job:
     def _resumable_origin(self, url: str) -> dict[str, Any]:
         """Return where the partial file came from; drop it if it cannot be trusted to belong to url's file."""
         origin: dict[str, Any] = {"url": None, "version": None}
-        with contextlib.suppress(OSError, ValueError):  # no note, or one cut short: nothing is known
-            origin.update(json.loads(self.origin_file.read_text()))
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):  # none, or a damaged one
+            note = json.loads(self.origin_file.read_text())
+            origin |= {name: text for name, text in note.items() if isinstance(text, str) and text.isprintable()}
         same = origin["url"] == url and origin["version"] is not None
         if not (same or self.expected.md5 or self.expected.sha256):
             self.discard()
@@ -229,13 +229,13 @@ class _Job:
     def _total(self, response: Any, start: int, resumed: bool) -> int | None:
         """Read the length of the whole file from the headers, and check that the server sends the right piece."""
         content_range, length = response.headers.get("Content-Range", ""), response.headers.get("Content-Length")
-        total = int(length) if length and length.isdigit() else None
+        total = int(length) if length and re.fullmatch(r"[0-9]{1,18}", length) else None
         if resumed:
-            piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-            if piece is None or int(piece[1]) != start:
+            piece = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}}|\*)", content_range)
+            if piece is None:
                 self.discard()
                 raise _MirrorError(f"sent {content_range!r} when asked for bytes from {start}", again=True)
-            total = None if piece[2] == "*" else int(piece[2])
+            total = None if piece[1] == "*" else int(piece[1])
         if self.expected.size is not None and total not in (None, self.expected.size):
             raise _MirrorError(f"offers {total} bytes instead of {self.expected.size}", again=False)
         return total
@@ -247,6 +247,8 @@ class _Job:
             for chunk in _chunks(response):
                 file.write(chunk)
                 bar.update(len(chunk))
+                if self.expected.size is not None and file.tell() > self.expected.size:  # it might never end
+                    raise _MirrorError(f"sends more than {self.expected.size} bytes", again=False)
             file.flush()
             os.fsync(file.fileno())
         if total is not None and self.position < total:
@@ -269,9 +271,8 @@ def _chunks(response: Any) -> Iterator[bytes]:
 
 def _version(response: Any) -> str | None:
     """Return what If-Range may carry: a strong ETag, else the date of the last change (RFC 9110, section 13.1.5)."""
-    tag = response.headers.get("ETag")
-    version: str | None = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
-    return version
+    tag, changed = response.headers.get("ETag"), response.headers.get("Last-Modified")
+    return str(tag) if tag and not tag.startswith("W/") else changed
 
 
 @contextlib.contextmanager

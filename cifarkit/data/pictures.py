@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from cifarkit.checks import check_size
 from cifarkit.data.dataset import ImageDataset
+from cifarkit.files import shown
 
 # The raster formats Pillow decodes by itself; EPS, for example, would start another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
@@ -64,7 +65,7 @@ def read_images(source: str | Path | Sequence[str | Path], *, size: int | tuple[
     paths = [Path(path) for path in given]
     missing = [path for path in paths if not path.exists()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: no such file or folder")
+        raise FileNotFoundError(f"{shown(missing[0])}: no such file or folder")
     if len(paths) == 1 and paths[0].is_dir():
         folder, paths = paths[0], _pictures_in(paths[0])
         if not paths:
@@ -81,13 +82,21 @@ def _read_all(paths: Sequence[Path], shape: tuple[int, int] | None, title: str) 
     for index, path in enumerate(tqdm(paths, desc=title, unit="image", disable=None)):
         picture = _read_picture(path, shape)  # (H, W, 3)
         if pixels is None:
-            pixels = np.empty((len(paths), *picture.shape), np.uint8)
+            pixels = _room_for(len(paths), picture)
         if picture.shape != pixels.shape[1:]:
-            sizes = f"{path} has (H, W) = {picture.shape[:2]}, but {paths[0]} has {pixels.shape[1:3]}"
+            sizes = f"{shown(path)} has (H, W) = {picture.shape[:2]}, but {shown(paths[0])} has {pixels.shape[1:3]}"
             raise ValueError(f"{sizes}; pass size= to resize all")
         pixels[index] = picture
     assert pixels is not None
     return pixels
+
+
+def _room_for(count: int, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    try:
+        return np.empty((count, *picture.shape), np.uint8)
+    except MemoryError:
+        size = f"{picture.shape[0]} x {picture.shape[1]} pixels"
+        raise ValueError(f"{count} pictures of {size} do not fit into the memory; pass size= to shrink them") from None
 
 
 def _class_folders(root: Path) -> dict[str, list[Path]]:
@@ -98,7 +107,7 @@ def _class_folders(root: Path) -> dict[str, list[Path]]:
     files = {folder.name: _pictures_in(folder) for folder in folders}
     empty = [name for name, paths in files.items() if not paths]
     if empty:
-        raise ValueError(f"{root}: no picture in class folder {', '.join(empty)}; add some or remove the folder")
+        raise ValueError(f"{root}: no picture in class folder {shown(', '.join(empty))}; add some or remove the folder")
     return files
 
 
@@ -115,17 +124,20 @@ def _is_plain(path: Path) -> bool:
 
 def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8]:
     """Decode one file to uint8 (H, W, 3), or raise ValueError with its name."""
+    name = shown(path)
+    if not path.is_file():  # a pipe or a device might never end
+        raise ValueError(f"{name}: not a picture but a folder, a pipe or a device")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_formats()) as image:
                 picture = _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture, or a damaged one") from None
+        raise ValueError(f"{name}: not a picture, or a damaged one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: refused as too large: {_one_line(error)}") from None
+        raise ValueError(f"{name}: refused as too large: {_one_line(error)}") from None
     except Exception as error:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
-        raise ValueError(f"{path}: {_one_line(error)}") from None
+        raise ValueError(f"{name}: {_one_line(error)}") from None
     if shape is not None and picture.size != (shape[1], shape[0]):
         picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)  # Pillow antialiases when it shrinks
     return np.asarray(picture)

@@ -8,6 +8,7 @@ import os
 import re
 import unicodedata
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,19 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
 from cifarkit.data import ImageDataset
-from cifarkit.files import remove_abandoned, write_atomically
+from cifarkit.files import read_file, remove_abandoned, shown, write_atomically
 from cifarkit.generation.noise import MOST_CLASSES
 
 SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
 _NOTE = "cifarkit"  # the name of a PNG's text chunk that holds its line of the manifest
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FLUSHERS = 16  # threads, which took 0.7 ms a file on a solid-state disk where one took 5 ms
+_CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode, the last two ends of lines
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -46,7 +49,7 @@ def check_class_names(classes: Any) -> tuple[str, ...]:
     for name in classes:
         if not name.strip() or len(name.encode(errors="replace")) > _LONGEST_NAME:
             raise ValueError(f"classes holds {name!r}; a name becomes a folder, so give 1 to {_LONGEST_NAME} bytes")
-        if any(letter in '/\\:*?"<>|' or unicodedata.category(letter).startswith("C") for letter in name):
+        if any(letter in '/\\:*?"<>|' or unicodedata.category(letter) in _CONTROL for letter in name):
             raise ValueError(f'classes holds {name!r}; a name becomes a folder: no slash, :*?"<>| or control character')
         if name[0] == "." or name[-1] in ". " or name.casefold() in (SETTINGS, MANIFEST):
             raise ValueError(
@@ -97,7 +100,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text("utf-8"))
         check_class_names(settings["classes"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); put it back, or give another folder") from None
     assert isinstance(settings, dict)
     return settings
@@ -150,22 +153,39 @@ def read_picture(path: Path) -> tuple[Tensor, str] | None:
     Raises:
         ValueError: if it is something that no export made.
     """
-    packed = path.read_bytes() if path.exists() else b""
+    packed = read_file(path) if path.exists() else b""
     if not any(packed) or _SIGNATURE.startswith(packed):  # what a full disk or a power cut leaves
         return None
     line = None
     if packed.startswith(_SIGNATURE):
         try:
-            with Image.open(io.BytesIO(packed), formats=("PNG",)) as image:
-                image.verify()  # the checksums, which are ignored when pixels are decoded
-            with Image.open(io.BytesIO(packed), formats=("PNG",)) as image:
-                array = np.atleast_3d(np.asarray(image))
-                line = getattr(image, "text", {}).get(_NOTE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                array, line = _decode(packed)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"{path} is refused as too large: {error}") from None
         except Exception:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
             return None
-    if line is None:
+    if line is None or not _is_record(line):
         raise ValueError(f"{path} is no picture that generate_dataset made; move it elsewhere")
     return torch.from_numpy(array.transpose(2, 0, 1).copy()), line  # (H, W, C) -> (C, H, W)
+
+
+def _decode(packed: bytes) -> tuple[NDArray[np.uint8], str | None]:
+    """Return (H, W, C) and the note of a PNG, whose checksums hold."""
+    with Image.open(io.BytesIO(packed), formats=("PNG",)) as image:
+        image.verify()  # the checksums, which are ignored when pixels are decoded
+    with Image.open(io.BytesIO(packed), formats=("PNG",)) as image:
+        return np.atleast_3d(np.asarray(image)), getattr(image, "text", {}).get(_NOTE)
+
+
+def _is_record(line: str) -> bool:
+    """Tell whether a note is one line of a manifest, with the number of the attempt."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and type(record.get("attempt")) is int and "\n" not in line
 
 
 def read_generated(folder: str | Path) -> ImageDataset:
@@ -228,6 +248,12 @@ def _flush(path: Path) -> None:
 
 
 def _visible(folder: Path) -> set[str]:
+    """Return the names in a folder of an export; a link in it could lead the reader or the writer elsewhere."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; move it elsewhere")
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+        raise ValueError(f"{shown(folder)} is no folder; move it elsewhere")
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in visible:
+        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+            raise ValueError(f"{shown(entry.path)} is a link, a pipe or a device; move it elsewhere")
+    return {entry.name for entry in visible}
