@@ -1,8 +1,9 @@
 """Classify small images in plain PyTorch."""
 
-from cifarkit import data, diffusion, generation, models, plots, recipes, training, transforms
+from cifarkit import attribution, data, diffusion, generation, models, plots, recipes, training, transforms
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.inference import predict
+from cifarkit.reporting import report
 from cifarkit.seeding import Draws, seed_everything
 from cifarkit.training import (
     Callback,
@@ -58,6 +59,7 @@ __all__ = [
     "Trainer",
     "Update",
     "WandbLogger",
+    "attribution",
     "data",
     "diffusion",
     "freeze",
@@ -70,6 +72,7 @@ __all__ = [
     "plots",
     "predict",
     "recipes",
+    "report",
     "run_folder",
     "save_weights",
     "schedules",

@@ -25,8 +25,13 @@ ROOMS = {  # what each room may import, besides itself
     "plots": GROUND,
     "generation": GROUND | {"data", "diffusion"},
     "recipes": GROUND | {"data", "transforms", "models", "training"},
+    "reporting": GROUND,
+    "sharing": GROUND | {"training"},
+    "doctor": GROUND | {"models", "training"},
     "training": GROUND | {"plots"},  # the LR finder's sweep draws itself
 }
+ROOMS["commands"] = GROUND | set(ROOMS)
+ROOMS["__main__"] = {"commands"}
 LEVELS = {  # inside training: a module imports those of its own level and below; one not listed here counts as the top
     name: level
     for level, names in enumerate(

@@ -1,0 +1,69 @@
+"""Draw which pixels made a trained classifier say so.
+
+    python -m cifarkit explain runs/<its folder> --method integrated_gradients
+
+Test images stand over their explanations, red for what speaks for the predicted class and blue against it. The picture
+goes into the run folder, and into its report.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from cifarkit import plots, predict, reporting
+from cifarkit.commands.shared import load_classifier, load_images, normalization, read_settings, recorded_flags
+from cifarkit.plots import most_confident_mistakes
+
+_COLUMNS = 8
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    flag = parser.add_argument
+    flag("run_folder", metavar="RUN", help="folder of a trained classifier")
+    flag("--method", default="integrated_gradients", help="see cifarkit.attribution.METHODS")
+    flag("--count", type=int, default=16, help="images (default 16)")
+    flag("--mistakes", action="store_true", help="the most confident mistakes instead of the first images")
+    flag("--class", dest="target", metavar="NAME", help="explain this class instead of the predicted one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain some test images."""
+    from cifarkit.attribution import attribute, overlay
+
+    settings = read_settings(args.run_folder, "classifier")
+    classes, normalize = settings["classes"], normalization(settings)
+    target = None if args.target is None else _index(args.target, classes)
+    if args.count < 1:
+        raise ValueError(f"--count {args.count} must be at least 1")
+    model, test_set = load_classifier(args.run_folder, settings), load_images(recorded_flags(settings), train=False)
+    logits = predict(model, normalize(test_set.images))
+    chosen = torch.arange(min(args.count, len(test_set)))
+    if args.mistakes:
+        chosen = most_confident_mistakes(logits, test_set.labels, args.count)
+    if len(chosen) == 0:
+        print(f"no mistake among {len(test_set)} images")
+        return 0
+    images = test_set.images[chosen]
+    maps = attribute(model, normalize(images), target if target is not None else logits[chosen].argmax(1), args.method)
+    shown, captions = [], []
+    names = [classes[label] for label in logits[chosen].argmax(1).tolist()]
+    for start in range(0, len(chosen), _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        gap = [images.new_zeros(1, *images.shape[1:]).float()] * (_COLUMNS - len(images[part]))  # fills the last row
+        shown += [images[part].float() / 255, *gap, overlay(images[part], maps[part]), *gap]
+        captions += [*names[part], *[""] * (2 * _COLUMNS - len(images[part]))]
+    about = "predicted class" if target is None else args.target
+    path = Path(args.run_folder) / "explanations" / f"{args.method}{'-mistakes' if args.mistakes else ''}.png"
+    plots.image_grid(torch.cat(shown), captions, None, _COLUMNS, path, title=f"{args.method} of the {about}")
+    print(f"{path}, and {reporting.report(args.run_folder)}")
+    return 0
+
+
+def _index(name: str, classes: list[str]) -> int:
+    if name not in classes:
+        raise ValueError(f"--class {name!r} is unknown; the classes are {', '.join(classes)}")
+    return classes.index(name)

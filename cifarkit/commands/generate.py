@@ -1,0 +1,49 @@
+"""Fill a folder with generated images, the same number of each class; started again it goes on.
+
+python -m cifarkit generate runs/<a run of train --recipe ddpm> --per-class 500 --folder generated
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from cifarkit.commands.diffusion import build_network
+from cifarkit.commands.shared import read_settings
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    flag = parser.add_argument
+    flag("run_folder", metavar="RUN", help="folder of a trained diffusion model")
+    flag("--folder", help="where the images go (default: RUN/generated)")
+    flag("--per-class", type=int, default=100)
+    flag("--steps", type=int, default=20, help="of DPM-Solver++")
+    flag("--guidance", type=float, default=0.0, help="above 0: clearer classes, less variety")
+    flag("--batch-size", type=int, default=100)
+    flag("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample from the averaged network of the run."""
+    from cifarkit import diffusion, generation
+    from cifarkit.training import load_weights
+
+    settings = read_settings(args.run_folder, "diffusion model")
+    network = load_weights(build_network(settings), Path(args.run_folder) / "last.pt", average="ema")
+    schedule = diffusion.NoiseSchedule.cosine()
+
+    def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
+        noise = generator.normal(*settings["image_shape"])
+        denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, schedule=schedule)
+        return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps)
+
+    about = {"sampler": "DPM-Solver++ 2M", "steps": args.steps, "guidance": args.guidance}
+    about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
+    folder = Path(args.folder or Path(args.run_folder) / "generated")
+    choices = {"per_class": args.per_class, "batch_size": args.batch_size, "seed": args.seed}
+    made = generation.generate_dataset(sample, classes=settings["classes"], folder=folder, about=about, **choices)
+    print(f"{len(made):,} images in {folder}, each described by a line of its manifest.jsonl")
+    return 0

@@ -1,0 +1,96 @@
+"""What several commands need: images by name, and the settings that a trained run leaves in its folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cifarkit import data, transforms
+from cifarkit.files import write_atomically
+
+_SETTINGS = "settings.json"
+_OFFICIAL = ("shapes", "cifar10", "cifar100")
+TINY = 600  # images of --tiny
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which images to take."""
+    flag = parser.add_argument
+    flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+    flag("--root", default="data", help="where CIFAR lies (default: data)")
+    flag("--download", action="store_true", help="fetch CIFAR if it is not there")
+    flag("--seed", type=int, default=0)
+    flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+
+
+def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
+    """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own."""
+    if args.data == "shapes":
+        count = TINY if args.tiny else 20_000 if train else 2_000
+        return data.shapes(count, seed=0 if train else 1)
+    if args.data in _OFFICIAL:
+        source = data.cifar10 if args.data == "cifar10" else data.cifar100
+        images = source(args.root, train=train, download=args.download)
+    else:
+        path = Path(args.data)
+        if not path.exists():
+            raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(_OFFICIAL)}")
+        whole = data.load_npz(path) if path.is_file() else data.image_folder(path)
+        images = whole.split(0.9, 0.1, seed=0)[0 if train else 1]
+    return images.split(min(TINY, len(images)))[0] if args.tiny else images
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note in the run folder what the other commands need to build its network anew."""
+    write_atomically(f"{json.dumps(settings, indent=2)}\n".encode(), folder / _SETTINGS)
+
+
+def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
+    """Return what :func:`write_settings` noted.
+
+    Raises:
+        ValueError: if the folder has none, or they are damaged or of a network of another kind.
+    """
+    path = Path(folder) / _SETTINGS
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {_SETTINGS}, which `python -m cifarkit train` writes; runs of your own scripts are "
+            "explained and sampled from Python, as the guides show"
+        )
+    try:
+        settings: dict[str, Any] = json.loads(path.read_bytes())
+        found = settings["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if kind is not None and found != kind:
+        raise ValueError(f"{folder} is a run of a {found}; this command needs a {kind}")
+    return settings
+
+
+def flags_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of a training, as JSON holds them."""
+    return {name: value for name, value in vars(args).items() if name not in ("run", "resume", "traceback")}
+
+
+def recorded_flags(settings: dict[str, Any]) -> argparse.Namespace:
+    """Return the flags that a run was started with."""
+    return argparse.Namespace(**settings["flags"])
+
+
+def normalization(settings: dict[str, Any]) -> transforms.Normalize:
+    """Return the transform that the network was trained with."""
+    return transforms.Normalize(settings["mean"], settings["std"])
+
+
+def load_classifier(folder: str | Path, settings: dict[str, Any]) -> nn.Module:
+    """Build the network of a run and load its weights, the best ones if the run kept them apart."""
+    from cifarkit.models import SpeedNet
+    from cifarkit.training import load_weights
+
+    network = SpeedNet(**settings["network"])
+    paths = [Path(folder) / name for name in ("best.pt", "last.pt")]
+    return load_weights(network, next((path for path in paths if path.is_file()), paths[-1])).eval()

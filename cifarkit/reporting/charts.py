@@ -1,0 +1,216 @@
+"""Curves as inline SVG: readable without JavaScript, which only adds the cursor."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from cifarkit.reporting.markup import clean, tag
+from cifarkit.reporting.reading import Row, RunFiles
+
+Points: TypeAlias = list[tuple[float, float]]
+
+_WIDTH, _HEIGHT = 440, 260  # of the view box; the page shows a chart at about that size on every screen
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34  # margins
+_ALL_POINTS = 24_000  # in a page, shared by its lines
+_COLORS = 6
+_NOT_DRAWN = {"epoch", "step", "seconds", "stopped_because"}
+_ORDER = ("loss", "acc", "lr", "grad_norm")
+_TITLES = {"loss": "Loss", "acc": "Accuracy", "lr": "Learning rate", "grad_norm": "Gradient norm"}
+
+
+@dataclass
+class Line:
+    """One curve: its legend, its points, its colour (an index) and whether it is dashed."""
+
+    name: str
+    points: Points
+    color: int = 0
+    dashed: bool = False
+
+
+@dataclass
+class Chart:
+    """Curves that share their axes; percent multiplies by 100, logarithmic is the horizontal axis."""
+
+    title: str
+    x_label: str
+    lines: list[Line] = field(default_factory=list)
+    percent: bool = False
+    logarithmic: bool = False
+
+
+def metric_charts(runs: Sequence[RunFiles], x: str) -> list[Chart]:
+    """Make a chart for each family of metrics: train_loss, val_loss and val_loss_ema are all losses.
+
+    Args:
+        x: "epoch" for the rows of metrics.csv, "step" for those of steps.csv.
+    """
+    families: dict[str, Chart] = {}
+    for index, run in enumerate(runs):
+        rows = run.epochs if x == "epoch" else run.steps
+        for column in dict.fromkeys(name for row in rows for name in row):
+            points = _points(rows, x, column)
+            if column in _NOT_DRAWN or not points:
+                continue
+            family = family_of(column)
+            chart = families.setdefault(family, Chart(_TITLES.get(family, family), x, percent=family.endswith("acc")))
+            name = column if len(runs) == 1 else f"{run.name}: {column}"
+            several = len(runs) > 1
+            color = index if several else len(chart.lines)
+            chart.lines.append(Line(name, points, color % _COLORS, several and column.startswith("train_")))
+    known = [families.pop(name) for name in _ORDER if name in families]
+    return thinned([*known, *families.values()])
+
+
+def sweep_chart(run: RunFiles) -> Chart | None:
+    """Make the chart of a learning-rate sweep, loss against rate, or None if there is none."""
+    points = [point for point in _points(run.sweep, "learning_rate", "loss") if point[0] > 0]
+    if len(points) < 2:
+        return None
+    lines = [Line("loss", points)]
+    smooth = [point for point in _points(run.sweep, "learning_rate", "smooth") if point[0] > 0]
+    if smooth:
+        lines.append(Line("smoothed", smooth, 1))
+    return thinned([Chart(f"{run.name}: loss", "learning rate", lines, logarithmic=True)])[0]
+
+
+def family_of(column: str) -> str:
+    """Name what a metric measures, without the data and the average it was measured with."""
+    return re.sub(r"_(ema|swa)$", "", re.sub(r"^(train|val|test)_", "", column))
+
+
+def thinned(charts: list[Chart]) -> list[Chart]:
+    """Leave out points evenly where there are more than a page should hold; each line keeps its ends."""
+    lines = [line for chart in charts for line in chart.lines]
+    most = max(20, min(600, _ALL_POINTS // max(1, len(lines))))
+    for line in lines:
+        last = len(line.points) - 1
+        if last >= most:
+            line.points = [line.points[round(i * last / (most - 1))] for i in range(most)]
+    return charts
+
+
+def draw_chart(chart: Chart, number: int) -> str:
+    """Return the chart as a figure with an SVG that the cursor of page.js finds by its id."""
+    frame = _Frame(chart)
+    parts = [*frame.axes()]
+    for index, line in enumerate(chart.lines):
+        places = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
+        kind = f"line color-{line.color}{' dashed' if line.dashed else ''}"
+        parts.append(tag("polyline", points=places, class_=kind, data_line=index))
+        if len(line.points) == 1:
+            x, y = line.points[0]
+            place = {"cx": f"{frame.x(x):.1f}", "cy": f"{frame.y(y):.1f}", "r": 4}
+            parts.append(tag("circle", **place, class_=f"dot color-{line.color}", data_line=index))
+    last = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in chart.lines[:8])
+    label = f"{chart.title} against {chart.x_label}: {last}. Arrow keys move a cursor."
+    view = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "tabindex": 0, "aria_label": label}
+    svg = tag("svg", "".join(parts), **view)
+    legend = "".join(_legend(index, line) for index, line in enumerate(chart.lines))
+    return tag(
+        "figure",
+        tag("figcaption", clean(chart.title + (" (%)" if chart.percent else "")))
+        + svg
+        + tag("div", legend, class_="legend")
+        + tag("output", "", class_="readout", aria_live="polite"),
+        class_="chart",
+        id=f"chart-{number}",
+    )
+
+
+def chart_data(chart: Chart) -> dict[str, Any]:
+    """Return what the cursor needs: where the points lie in the view box, and their values."""
+    frame = _Frame(chart)
+    return {
+        "x": chart.x_label,
+        "percent": chart.percent,
+        "box": [_LEFT, _TOP, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM],
+        "lines": [
+            {
+                "name": line.name,
+                "points": [[_short(x), _short(y)] for x, y in line.points],
+                "places": _places(frame, line),
+            }
+            for line in chart.lines
+        ],
+    }
+
+
+def _places(frame: _Frame, line: Line) -> list[list[float]]:
+    return [[round(frame.x(x), 1), round(frame.y(y), 1)] for x, y in line.points]
+
+
+class _Frame:
+    """The axes of a chart: from values to places in the view box."""
+
+    def __init__(self, chart: Chart) -> None:
+        self.chart = chart
+        self.logarithmic = chart.logarithmic
+        xs = [self._along(x) for line in chart.lines for x, _ in line.points]
+        ys = [y for line in chart.lines for _, y in line.points]
+        self.low_x, self.high_x = _widen(min(xs), max(xs), 0.0)
+        self.low_y, self.high_y = _widen(min(ys), max(ys), 0.06)
+
+    def _along(self, x: float) -> float:
+        return math.log10(x) if self.logarithmic else x
+
+    def x(self, value: float) -> float:
+        share = (self._along(value) - self.low_x) / (self.high_x - self.low_x)
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.low_y) / (self.high_y - self.low_y)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+    def axes(self) -> Iterable[str]:
+        """Draw the grid, the numbers at it and the name of the horizontal axis."""
+        right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+        scale = 100 if self.chart.percent else 1
+        for value in ticks(self.low_y * scale, self.high_y * scale, 5):
+            height = f"{self.y(value / scale):.1f}"
+            yield tag("line", x1=_LEFT, x2=right, y1=height, y2=height, class_="grid")
+            yield tag("text", f"{value:.4g}", x=_LEFT - 6, y=height, dy="0.35em", class_="tick left")
+        whole = not self.logarithmic
+        marks = ticks(self.low_x, self.high_x, 5, whole=True)
+        for value in marks if whole else [10**mark for mark in marks]:
+            place = f"{self.x(value):.1f}"
+            yield tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="grid")
+            yield tag("text", f"{value:,.0f}" if whole else f"{value:.0e}", x=place, y=bottom + 16, class_="tick")
+        yield tag("text", clean(self.chart.x_label), x=(_LEFT + right) / 2, y=_HEIGHT - 3, class_="tick")
+
+
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """Return round numbers in [low, high], about count of them; whole keeps to integers."""
+    span = high - low
+    step = 10.0 ** math.floor(math.log10(span / count))
+    step = next(step * factor for factor in (1, 2, 5, 10, 20) if span / (step * factor) <= count)
+    step = max(1.0, step) if whole else step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, min(last, first + 2 * count) + 1)]
+
+
+def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
+    """Leave room around the values; values that are all the same get an axis around them."""
+    span = high - low
+    if not span > 1e-9 * max(abs(low), abs(high), 1e-300):
+        span = abs(low) or 1.0
+        return low - 0.5 * span, high + 0.5 * span
+    return low - margin * span, high + margin * span
+
+
+def _points(rows: Iterable[Row], x: str, column: str) -> Points:
+    pairs = ((row.get(x), row.get(column)) for row in rows)
+    return [(one, other) for one, other in pairs if one is not None and other is not None and abs(other) < 1e100]
+
+
+def _legend(index: int, line: Line) -> str:
+    swatch = tag("span", "", class_=f"swatch color-{line.color}{' dashed' if line.dashed else ''}")
+    return tag("button", swatch + clean(line.name), type="button", aria_pressed="true", data_line=index)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

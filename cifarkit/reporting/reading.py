@@ -1,0 +1,162 @@
+"""What a run folder holds, read so that a damaged file is named instead of ending the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Row: TypeAlias = dict[str, float | None]
+
+_WORST_LINES = 3  # damaged lines that are named one by one
+_LARGEST_FILE = 64_000_000  # bytes of a CSV or JSON file that are worth reading for a page
+
+
+@dataclass
+class RunFiles:
+    """The readable part of a run folder.
+
+    Attributes:
+        folder, name: where it is, and what the page calls it.
+        config: of config.json, empty if there is none.
+        epochs, steps, sweep: rows of metrics.csv, steps.csv and learning_rate.csv; an empty cell is None.
+        stopped_because: the reason in the last row of metrics.csv.
+        problems: sentences about what is missing or damaged, each naming its file.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    epochs: list[Row] = field(default_factory=list)
+    steps: list[Row] = field(default_factory=list)
+    sweep: list[Row] = field(default_factory=list)
+    stopped_because: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(folder: str | Path, name: str | None = None) -> RunFiles:
+    """Read what CSVLogger and the command line left in a folder; of several runs in it the newest.
+
+    Raises:
+        ValueError: if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"run_folder={str(folder)!r} is no folder; give one that run_folder() or CSVLogger made")
+    run = RunFiles(folder, name or folder.resolve().name)
+    if (folder / "learning_rate.csv").is_file():
+        run.sweep = read_table(run, "learning_rate.csv", "")
+    number = _newest(folder)
+    if run.sweep and not any((folder / name).exists() for name in ("metrics.csv", "steps.csv", "config.json")):
+        return run  # of `lr-find`, which trains nothing
+    if number > 1:
+        run.problems.append(f"the folder holds {number} runs; this is the newest, metrics-{number}.csv")
+    metrics = _numbered("metrics.csv", number)
+    run.epochs = read_table(run, metrics, "no epoch ended, or the run had no CSVLogger")
+    run.steps = read_table(run, _numbered("steps.csv", number), "the curves show epochs only")
+    run.config = _read_config(run, _numbered("config.json", number))
+    return run
+
+
+def read_table(run: RunFiles, file: str, without: str) -> list[Row]:
+    """Read the numbers of a CSV file; its damaged lines are left out and named, as is the file if it is missing."""
+    text = _read_text(run, file, without)
+    rows: list[Row] = []
+    damaged: list[int] = []
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = cells
+            elif len(cells) != len(header):
+                damaged.append(reader.line_num)
+            else:
+                rows.append({name: _number(cell) for name, cell in zip(header, cells, strict=True)})
+                run.stopped_because = dict(zip(header, cells, strict=True)).get("stopped_because", run.stopped_because)
+    except csv.Error as error:
+        run.problems.append(f"{file} is damaged after line {reader.line_num}: {error}")
+    if damaged:
+        lines = ", ".join(map(str, damaged[:_WORST_LINES])) + (" and others" if len(damaged) > _WORST_LINES else "")
+        run.problems.append(f"{file} is damaged: left out line {lines}, which has not {len(header)} cells")
+    return rows
+
+
+def _read_config(run: RunFiles, file: str) -> dict[str, Any]:
+    text = _read_text(run, file, "the configuration is unknown")
+    if not text:
+        return {}
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        run.problems.append(f"{file} is damaged: {error}")
+        return {}
+    if not isinstance(config, dict):
+        run.problems.append(f"{file} is damaged: it holds a {type(config).__name__} where an object was expected")
+        return {}
+    return config
+
+
+def _read_text(run: RunFiles, file: str, without: str) -> str:
+    """Return the text of a file, or nothing and a sentence about it."""
+    path = run.folder / file
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            run.problems.append(f"{file} is too large for a page: {path.stat().st_size / 1e6:.0f} MB")
+            return ""
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        run.problems.append(f"{file} is missing: {without}")
+    except UnicodeDecodeError as error:
+        run.problems.append(f"{file} is damaged: it is no UTF-8 text at byte {error.start}")
+    except OSError as error:
+        run.problems.append(f"{file} cannot be read: {error.strerror or error}")
+    return ""
+
+
+def flatten(config: Mapping[str, Any], depth: int = 8) -> dict[str, str]:
+    """Turn nested settings into rows, ``optimizers.model.groups.0.lr`` -> ``0.1``; what lies deeper is one text."""
+    rows: dict[str, str] = {}
+
+    def add(prefix: str, value: Any, left: int) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if items is None or not value or left == 0:
+            rows[prefix] = value if isinstance(value, str) else _shown(value)
+            return
+        for key, item in items:
+            add(f"{prefix}.{key}" if prefix else str(key), item, left - 1)
+
+    add("", dict(config), depth)
+    rows.pop("", None)  # an empty configuration
+    return rows
+
+
+def _shown(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (ValueError, RecursionError):
+        return "nested too deeply to be shown"
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _newest(folder: Path) -> int:
+    """Return the number of the newest run of a CSVLogger, 1 for files without a number."""
+    found = (re.fullmatch(r"(?:metrics|steps)-(\d{1,6})\.csv", path.name) for path in folder.iterdir())
+    return max((int(match[1]) for match in found if match), default=1)
+
+
+def _numbered(file: str, number: int) -> str:
+    return file if number == 1 else file.replace(".", f"-{number}.")

@@ -1,0 +1,196 @@
+"""Networks for other programs: a folder as Hugging Face's hub lays it out, and files of torch.export and ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cifarkit.checks import check_callable
+from cifarkit.files import write_atomically
+from cifarkit.inference import device_of, evaluation_mode
+from cifarkit.training import load_weights, save_weights
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_FORMATS = (".pt2", ".onnx")
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, config: Mapping[str, Any]) -> Path:
+    """Write model.safetensors and config.json, the layout of Hugging Face's ``PyTorchModelHubMixin``.
+
+    A class that inherits from the mixin and from the network's class reads the folder by ``from_pretrained``.
+
+    Args:
+        model: the network.
+        folder: made if absent; the two files replace older ones.
+        config: arguments of the network's constructor, of JSON types, such as {"num_classes": 10}. Other facts, class
+            names for example, may stand in it under names that are no argument.
+    Returns:
+        the folder.
+    Raises:
+        TypeError: if model is no module, or a value of config is of no JSON type.
+        ImportError: if the extra for safetensors is not installed.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    folder = Path(folder)
+    text = _to_json(config)
+    save_weights(model, folder / _WEIGHTS)
+    write_atomically(text.encode(), folder / _CONFIG)
+    return folder
+
+
+def load_pretrained(constructor: Callable[..., Network], folder: str | Path, **changes: Any) -> Network:
+    """Build a network from the config.json of a folder and load its model.safetensors; it is in evaluation mode.
+
+    Args:
+        constructor: of the network, a class or a function such as :func:`cifarkit.models.resnet18`.
+        changes: arguments to use instead of those in config.json; names there that are no argument are passed over.
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if one is damaged, or the weights do not fit.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    parameters = inspect.signature(constructor).parameters.values()
+    names = {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+    arguments = {key: value for key, value in config.items() if key in names} | changes
+    network = constructor(**arguments)
+    load_weights(network, folder / _WEIGHTS)
+    return network.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the config.json of a folder of :func:`save_pretrained`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    path = Path(folder) / _CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__} where an object was expected")
+    return config
+
+
+def export_model(
+    model: nn.Module, images: Tensor, path: str | Path, *, check: Callable[[Tensor, Tensor], None] | None = None
+) -> Path:
+    """Write a network as a file that runs without its Python code, on batches of any size.
+
+    The network is exported in evaluation mode, in fp32 and on the CPU; what is written is run first, on the images and
+    on other batch sizes, and held against the network.
+
+    Args:
+        images: (B, C, H, W) float, transformed as in training; B of at least 2.
+        path: ending in .pt2 for ``torch.export`` or .onnx for ONNX, which needs the extra of that name.
+        check: (found, expected) -> None, raising where they differ; None allows for 0.1 % of the largest value.
+    Returns:
+        the path.
+    Raises:
+        TypeError, ValueError: if an argument does not fit, or the network cannot be exported; the message says why.
+        ImportError: if the extra is not installed.
+        RuntimeError: if the exported network gives other values.
+    """
+    path = Path(path)
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"path={str(path)!r} must end in .pt2 (torch.export) or .onnx")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"images must be a float tensor; got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.dim() != 4 or len(images) < 2:
+        raise ValueError(f"images must be (B, C, H, W) with B of at least 2; got shape {tuple(images.shape)}")
+    if check is not None:
+        check_callable("check", check, "give a function of what was found and what was expected")
+    if path.suffix == ".onnx":
+        _require_onnx()
+    example = images.detach().cpu().float()
+    device = device_of(model)
+    try:
+        with evaluation_mode(model.cpu()), torch.no_grad():
+            program = _export(model, example)
+            _compare(program.module(), model, example, check or _require_alike)
+            content = _to_bytes(program) if path.suffix == ".pt2" else _to_onnx(program)
+    finally:
+        model.to(device)
+    write_atomically(content, path)
+    return path
+
+
+def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    """Trace the network with a batch dimension that is free."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        return torch.export.export(model, (images,), dynamic_shapes=shapes)
+    except Exception as error:  # whatever the forward pass or the tracer may raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{type(model).__name__} cannot be exported: {reason}") from error
+
+
+def _compare(exported: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, check: Any) -> None:
+    for batch in (images, images[:1], torch.cat([images, images[:1]])):
+        check(exported(batch), model(batch))
+
+
+def _require_alike(found: Tensor, expected: Tensor) -> None:
+    largest = float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    if found.shape != expected.shape or not difference <= 1e-3 * max(largest, 1e-3):  # also true for NaN
+        raise RuntimeError(f"the exported network differs by {difference:.3g} of {largest:.3g} from the original")
+
+
+def _to_bytes(program: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _to_onnx(program: torch.export.ExportedProgram) -> bytes:
+    """Translate to ONNX; input "images", output "logits", weights inside the file."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the translator about itself
+        file = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            program,
+            f=file,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        return file.read_bytes()
+
+
+def _require_onnx() -> None:
+    for name in ("onnx", "onnxscript"):  # which torch needs to write the file
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"writing .onnx needs {name}: pip install cifarkit[onnx]")
+
+
+def _to_json(config: Mapping[str, Any]) -> str:
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config is a {type(config).__name__}; give a dict of the constructor's arguments")
+    for name, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            advice = "give numbers, text, lists"
+            raise TypeError(f"config[{name!r}] is {value!r}, which JSON cannot hold; {advice}") from None
+    return json.dumps(dict(config), indent=2, sort_keys=True) + "\n"

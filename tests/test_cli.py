@@ -1,0 +1,132 @@
+"""The command line: help, hints, exit codes, and one small run through train, explain, report and doctor."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifarkit import commands
+from cifarkit.commands import shared
+
+NAMES = ["train", "generate", "explain", "lr-find", "report", "doctor"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shared, "TINY", 100)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"python -m cifarkit {name}" in text
+    assert name in commands.build_parser().format_help()
+
+
+def test_an_unknown_command_gives_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["trian"]) == 2
+    assert "there is no command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+    assert commands.main(["lr_find"]) == 2
+    assert "did you mean 'lr-find'?" in capsys.readouterr().err
+    assert commands.main(["xyz"]) == 2
+    assert "There are train, generate, explain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["train", "--no-such-flag"], ["report"], ["train", "--recipe", "none"]])
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(arguments) == 2
+    assert "usage: python -m cifarkit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "absent"], "run_folder='absent' is no folder"),
+        (["explain", "."], r"holds no settings.json"),
+        (["generate", "."], r"holds no settings.json"),
+        (["train", "--data", "absent.npz"], "--data absent.npz: no such file or folder"),
+        (["train", "--resume", "absent"], "holds no settings.json"),
+    ],
+)
+def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert commands.main(arguments) == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert words in text
+    assert text.count("\n") == 1
+
+
+def test_a_traceback_is_shown_on_request(here: Path) -> None:
+    with pytest.raises(ValueError, match="is no folder"):
+        commands.main(["--traceback", "report", "absent"])
+
+
+def test_settings_of_another_kind_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared.write_settings(here, {"kind": "classifier"})
+    assert commands.main(["generate", "."]) == 1
+    assert "is a run of a classifier; this command needs a diffusion model" in capsys.readouterr().err
+    (here / "settings.json").write_text("{")
+    assert commands.main(["explain", "."]) == 1
+    assert "settings.json is damaged" in capsys.readouterr().err
+
+
+def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["train", "--tiny", "--name", "small"]) == 0
+    (folder,) = (here / "runs").iterdir()
+    assert {"settings.json", "best.pt", "metrics.csv", "confusion.png", "report.html"} <= {
+        *(x.name for x in folder.iterdir())
+    }
+    assert "val_acc" in capsys.readouterr().out
+    assert commands.main(["explain", str(folder), "--method", "saliency", "--count", "3"]) == 0
+    assert (folder / "explanations" / "saliency.png").is_file()
+    assert "Explanations" in (folder / "report.html").read_text()
+    assert commands.main(["explain", str(folder), "--class", "dragon"]) == 1
+    assert "--class 'dragon' is unknown; the classes are" in capsys.readouterr().err
+    assert commands.main(["doctor", str(folder), "--steps", "0"]) == 0
+    assert commands.main(["train", "--resume", str(folder)]) == 0  # it is over already, and says so
+
+
+def test_a_diffusion_model_is_trained_and_sampled(here: Path) -> None:
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm"]) == 0
+    (folder,) = (here / "runs").iterdir()
+    assert [*(folder / "samples").glob("*.png")]
+    assert commands.main(["generate", str(folder), "--per-class", "1", "--steps", "2"]) == 0
+    assert len([*(folder / "generated").rglob("*.png")]) == 10
+
+
+def test_a_rate_is_looked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["lr-find", "--tiny", "--steps", "12", "--batch-size", "20"]) == 0
+    (folder,) = (here / "runs").iterdir()
+    assert {x.name for x in folder.iterdir()} == {"learning_rate.csv", "learning_rate.png", "report.html"}
+    assert "suggest" in capsys.readouterr().out
+
+
+def test_the_doctor_warns_and_fails(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("")
+    assert commands.main(["doctor", "--steps", "0", "--model", "resnet18", "--stem", "imagenet"]) == 0
+    assert "warning  stem: 7x7" in capsys.readouterr().out
+    assert commands.main(["doctor", "--steps", "0", "--folder", "file"]) == 1
+    assert "problem  folder: file cannot be written" in capsys.readouterr().out
+
+
+def test_files_and_folders_give_a_tenth_for_tests(here: Path) -> None:
+    from cifarkit import data
+
+    data.shapes(100).save(here / "own.npz")
+    args = commands.build_parser().parse_args(["train", "--data", "own.npz"])
+    parts = [shared.load_images(args, train=train) for train in (True, False)]
+    assert [len(part) for part in parts] == [90, 10]
+    assert json.dumps(shared.flags_of(args))
+
+
+def test_the_module_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["cifarkit", "nothing"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("cifarkit", run_name="__main__")
+    assert end.value.code == 2
+    assert "there is no command 'nothing'" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Sharing: the folder layout of the hub, and exported networks that agree with the original."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cifarkit import sharing
+from cifarkit.models import SpeedNet, VisionTransformer
+
+CONFIG = {"num_classes": 4, "widths": [8, 8, 16]}
+
+
+def small_net() -> SpeedNet:
+    torch.manual_seed(0)
+    network = SpeedNet(**CONFIG)
+    network(torch.randn(16, 3, 32, 32))  # moves the BatchNorm statistics
+    return network
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def same_output(one: nn.Module, other: nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(one.eval()(images()), other.eval()(images()))
+
+
+def test_a_folder_gives_the_network_back(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    network = small_net()
+    folder = sharing.save_pretrained(network, tmp_path / "model", CONFIG | {"classes": ["a", "b", "c", "d"]})
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    loaded = sharing.load_pretrained(SpeedNet, folder)
+    assert not loaded.training
+    assert same_output(network, loaded)
+    assert sharing.read_config(folder)["classes"] == ["a", "b", "c", "d"]
+
+
+def test_the_hub_mixin_reads_the_folder(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("safetensors")
+
+    class Shared(SpeedNet, hub.PyTorchModelHubMixin):  # type: ignore[misc, name-defined]
+        pass
+
+    network = small_net()
+    folder = sharing.save_pretrained(network, tmp_path, CONFIG | {"note": "no argument"})
+    assert same_output(network, Shared.from_pretrained(str(folder)))
+
+
+def test_what_the_hub_mixin_saves_can_be_loaded(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("safetensors")
+
+    class Shared(SpeedNet, hub.PyTorchModelHubMixin):  # type: ignore[misc, name-defined]
+        pass
+
+    network = Shared(num_classes=4, widths=(8, 8, 16))
+    network.save_pretrained(tmp_path)
+    assert same_output(network, sharing.load_pretrained(SpeedNet, tmp_path))
+
+
+def test_arguments_can_be_changed_while_loading(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    folder = sharing.save_pretrained(small_net(), tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="does not fit SpeedNet"):
+        sharing.load_pretrained(SpeedNet, folder, num_classes=5)
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is damaged"), ("[]", "holds a list")])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.json {words}"):
+        sharing.load_pretrained(SpeedNet, tmp_path)
+
+
+def test_a_config_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"config\['act'\] is .*GELU.*JSON cannot hold"):
+        sharing.save_pretrained(small_net(), tmp_path, {"act": nn.GELU()})
+    with pytest.raises(TypeError, match="config is a list"):
+        sharing.save_pretrained(small_net(), tmp_path, [])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model is a str"):
+        sharing.save_pretrained("net", tmp_path, {})  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
+
+
+def build(name: str) -> nn.Module:
+    if name == "speednet":
+        return small_net()
+    return VisionTransformer(dim=16, depth=1, heads=2, num_classes=4, attention=name, patch_size=8)
+
+
+@pytest.mark.parametrize("name", ["speednet", "self", "graph"])
+def test_the_exported_program_agrees(tmp_path: Path, name: str) -> None:
+    network = build(name).train()
+    path = sharing.export_model(network, images(), tmp_path / "net.pt2")
+    program = torch.export.load(path).module()
+    assert network.training
+    for count in (1, 3, 7):
+        torch.testing.assert_close(program(images(count)), network.eval()(images(count)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["speednet", "graph"])
+def test_the_onnx_model_agrees(tmp_path: Path, name: str) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    network = build(name)
+    path = sharing.export_model(network, images(), tmp_path / "net.onnx")
+    assert [item.name for item in tmp_path.iterdir()] == ["net.onnx"]  # the weights are inside
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 3, 7):
+        (logits,) = session.run(["logits"], {"images": images(count).numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), network.eval()(images(count)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    class Moody(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+
+    with pytest.raises(ValueError, match="Moody cannot be exported: "):
+        sharing.export_model(Moody(), images(), tmp_path / "net.pt2")
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path) -> None:
+    def refuse(found: Any, expected: Any) -> None:
+        raise RuntimeError("differs")
+
+    network = small_net()
+    with pytest.raises(RuntimeError, match="differs"):
+        sharing.export_model(network, images(), tmp_path / "net.pt2", check=refuse)
+    assert not [*tmp_path.iterdir()]
+    assert network.training
+
+
+def test_a_difference_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"differs by 0\.5 of 1"):
+        sharing._require_alike(torch.ones(2, 2) / 2, torch.ones(2, 2))
+    with pytest.raises(RuntimeError, match="differs by nan"):
+        sharing._require_alike(torch.full((2, 2), torch.nan), torch.ones(2, 2))
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.pt2"):
+        sharing.export_model(small_net(), images(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"B of at least 2; got shape \(1, 3, 32, 32\)"):
+        sharing.export_model(small_net(), images(1), tmp_path / "net.pt2")
+    with pytest.raises(TypeError, match=r"images must be a float tensor; got torch\.uint8"):
+        sharing.export_model(small_net(), images().byte(), tmp_path / "net.pt2")
+    with pytest.raises(TypeError, match="model is a str"):
+        sharing.export_model("net", images(), tmp_path / "net.pt2")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="check is 3"):
+        sharing.export_model(small_net(), images(), tmp_path / "net.pt2", check=3)  # type: ignore[arg-type]
+
+
+def test_onnx_asks_for_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install cifarkit\[onnx\]"):
+        sharing.export_model(small_net(), images(), tmp_path / "net.onnx")
+
+
+def test_the_config_is_sorted_json(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    folder = sharing.save_pretrained(small_net(), tmp_path, CONFIG)
+    assert [*json.loads((folder / "config.json").read_text())] == ["num_classes", "widths"]
