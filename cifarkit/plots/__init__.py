@@ -9,12 +9,14 @@ from cifarkit.plots.attention import attention_maps
 from cifarkit.plots.confusion import confusion_matrix
 from cifarkit.plots.copies import nearest_pairs
 from cifarkit.plots.curves import lr_sweep, training_curves
+from cifarkit.plots.explanations import explanations
 from cifarkit.plots.images import confident_mistakes, image_grid, most_confident_mistakes, to_pixels
 
 __all__ = [
     "attention_maps",
     "confident_mistakes",
     "confusion_matrix",
+    "explanations",
     "image_grid",
     "lr_sweep",
     "most_confident_mistakes",

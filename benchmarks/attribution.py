@@ -1,0 +1,186 @@
+"""How much faster than Captum called with its defaults, and at which memory, are attributions of a ResNet-18?
+
+    CIFARKIT_DATA=data python benchmarks/attribution.py --weights runs/<of train_classifier.py>/best.pt   # 40 minutes
+    python benchmarks/attribution.py --tiny     # a minute, drawn images and random weights, to see that it runs
+
+Both sides explain the same images for their labels with the same network in the same process, and take turns. Captum is
+called as its documentation does, with its defaults: one window at a time, 50 steps, all steps or samples in one pass.
+"Equal completeness" gives Captum as many steps as make the worst of its sums no worse than the worst of ours, in passes
+of 128 beyond 50 steps, which is kind to it. Each peak of memory is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import captum.attr
+import torch
+from report import Report, Spread, Table, arguments, destination, ratios, take_turns
+from torch import Tensor, nn
+
+from cifarkit import data, models, transforms
+from cifarkit.attribution import METHODS, attribute
+from cifarkit.attribution.faithfulness import completeness_error
+from cifarkit.attribution.ranks import rank_correlation
+from cifarkit.inference import cpu_has_bf16
+from cifarkit.memory import keep_freed_memory
+
+Explain = Callable[[], Tensor]
+STEPS = (50, 64, 100, 128, 200, 256, 512)
+SAMPLES, STDEV = 10, 0.2
+TARGETS = {  # case -> how many times faster than Captum
+    "occlusion 3x3 stride 1, batch 1": 2.5,
+    "occlusion 8x8 stride 4, batch 8": 1.5,
+    "occlusion 3x3 stride 1, batch 1, bf16": 6.0,
+    "integrated gradients, equal completeness": 2.5,
+    "smooth grad squared": 2.0,
+}
+
+
+def load(args: argparse.Namespace, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the network, normalised images and their labels."""
+    folder = os.environ.get("CIFARKIT_DATA")
+    if folder and not args.tiny:
+        train = data.load_npz(Path(folder, "cifar10-train.npz")).split(0.9, 0.1)[0]
+        test = data.load_npz(Path(folder, "cifar10-test.npz"))
+    else:
+        train, test = data.shapes(200), data.shapes(100, seed=1)
+    chosen = test.subset(list(range(0, len(test), len(test) // count))[:count])
+    torch.manual_seed(0)
+    model = models.resnet18(weights=None if args.tiny else args.weights).eval()
+    images = transforms.Normalize(*train.mean_std())(chosen.images)
+    return model, images[:, :, 12:20, 12:20] if args.tiny else images, chosen.labels
+
+
+def captum_occlusion(model: nn.Module, images: Tensor, labels: Tensor, window: int, stride: int) -> Tensor:
+    method = captum.attr.Occlusion(model)
+    shape, strides = (3, window, window), (3, stride, stride)
+    return method.attribute(images, sliding_window_shapes=shape, strides=strides, target=labels, baselines=0)
+
+
+def captum_integrated(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Tensor:
+    size = None if steps <= 50 else 128
+    method = captum.attr.IntegratedGradients(model)
+    return method.attribute(images, target=labels, n_steps=steps, internal_batch_size=size)
+
+
+def captum_smooth(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    tunnel = captum.attr.NoiseTunnel(captum.attr.IntegratedGradients(model))
+    settings = {"nt_type": "smoothgrad_sq", "nt_samples": SAMPLES, "nt_samples_batch_size": 1, "stdevs": STDEV}
+    return tunnel.attribute(images, target=labels, **settings)  # all samples in one pass would be 500 images for one
+
+
+def cases(model: nn.Module, images: Tensor, labels: Tensor, tiny: bool) -> dict[str, tuple[Explain, Explain]]:
+    """Name each case and give both sides of it, Captum's last."""
+    one, few = (images[:1], labels[:1]), (images[:2], labels[:2])
+    own, fine, coarse = partial(attribute, model), {"window": 3, "stride": 1}, {"window": 8, "stride": 4}
+    equal = steps_for_equal_sums(model, *few, tiny)
+    print(f"Captum needs {equal} steps for sums as good as ours", flush=True)
+    slow = partial(captum_occlusion, model, *one, 3, 1)
+    return {
+        "occlusion 3x3 stride 1, batch 1": (partial(own, *one, "occlusion", **fine), slow),
+        "occlusion 3x3 stride 1, batch 1, bf16": (partial(own, *one, "occlusion", precision="bf16", **fine), slow),
+        "occlusion 8x8 stride 4, batch 8": (
+            partial(own, images, labels, "occlusion", **coarse),
+            partial(captum_occlusion, model, images, labels, 8, 4),
+        ),
+        "integrated gradients, 50 steps": (
+            partial(own, *few, "integrated_gradients", steps=50),
+            partial(captum_integrated, model, *few, 50),
+        ),
+        "integrated gradients, equal completeness": (
+            partial(own, *few, "integrated_gradients"),
+            partial(captum_integrated, model, *few, equal),
+        ),
+        "smooth grad squared": (
+            partial(own, *one, "smooth_grad_squared", samples=SAMPLES, stdev=STDEV),
+            partial(captum_smooth, model, *one),
+        ),
+    }
+
+
+def steps_for_equal_sums(model: nn.Module, images: Tensor, labels: Tensor, tiny: bool) -> int:
+    ours = completeness_error(model, images, labels, attribute(model, images, labels, "integrated_gradients")).max()
+    for steps in STEPS[: 2 if tiny else None]:
+        error = completeness_error(model, images, labels, captum_integrated(model, images, labels, steps)).max()
+        if error <= ours:
+            return steps
+    return STEPS[1 if tiny else -1]
+
+
+def timed(explain: Explain) -> float:
+    start = time.perf_counter()
+    explain()
+    return time.perf_counter() - start
+
+
+def peak(method: str, max_batch: int, args: argparse.Namespace) -> float:
+    """Return by how many MB one method raises the peak of a process that has evaluated the network on one image."""
+    flags = [flag for name in ("tiny", "weights") if getattr(args, name) for flag in _flag(name, getattr(args, name))]
+    command = [sys.executable, __file__, "--child", method, str(max_batch), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+def child(method: str, max_batch: int, args: argparse.Namespace) -> None:
+    model, images, labels = load(args, 8)
+    attribute(model, images[:1], labels[:1], "saliency")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    attribute(model, images, labels, method, max_batch=max_batch)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "attribution")
+    parser.add_argument("--weights", help="of a ResNet-18 trained on CIFAR-10; without it they are random")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.child[0], int(args.child[1]), args)
+        return
+    rounds = 1 if args.tiny else 5
+    model, images, labels = load(args, 8)
+    keep_freed_memory()  # for both sides alike
+    report = Report("attribution", {"weights": bool(args.weights), "rounds": rounds, "native_bf16": cpu_has_bf16()})
+    report.packages = ("captum",)
+    rows = []
+    for name, (ours, theirs) in cases(model, images, labels, args.tiny).items():
+        found = {"cifarkit": ours(), "captum": theirs()}  # the first call chooses kernels and maps memory
+        seconds = take_turns({"cifarkit": partial(timed, ours), "captum": partial(timed, theirs)}, rounds)
+        times = ratios(seconds["captum"], seconds["cifarkit"])
+        distance = float((found["cifarkit"] - found["captum"]).norm() / found["captum"].norm())
+        alike = float(rank_correlation(found["cifarkit"].sum(1), found["captum"].sum(1)).min())
+        spreads = [Spread.of(seconds[side]).text(2) for side in ("cifarkit", "captum")]
+        rows.append([name, *spreads, times.text(2), f"{distance:.1e}", f"{alike:.4f}"])
+        report.figures[name] = seconds | {"distance": distance, "rank_correlation": alike}
+        if name in TARGETS:
+            report.aim(f"{name}: at least {TARGETS[name]} ×", times.text(2), times.median >= TARGETS[name])
+        if name.endswith("bf16"):
+            report.aim(f"{name}: rank correlation to fp32 at least 0.99", f"{alike:.4f}", alike >= 0.99)
+    columns = ["case", "cifarkit, s", "Captum, s", "times faster", "relative distance of maps", "rank correlation"]
+    report.tables.append(Table(f"ResNet-18, {images.shape[2]} × {images.shape[3]} pixels", columns, rows))
+    sizes, methods = ((8,), METHODS[:2]) if args.tiny else ((16, 64, 128), METHODS)
+    peaks = {method: [peak(method, size, args) for size in sizes] for method in methods}
+    cells = [[method, *(f"{value:,.0f}" for value in values)] for method, values in peaks.items()]
+    headings = ["method", *(f"max_batch {size}" for size in sizes)]
+    report.tables.append(Table("peak memory of explaining 8 images, MB above one image", headings, cells))
+    report.figures["peaks"] = {"max_batch": sizes, "megabytes": peaks}
+    report.publish(destination(args, "attribution"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Attributions of the places of a feature map."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarkit.attribution.question import Question, compute_logits
+
+
+def grad_cam(
+    question: Question, *, layer: str | nn.Module | None = None, relu: bool = True, interpolation: str = "bilinear"
+) -> Tensor:
+    """Return the feature map of a layer, its channels weighted by their mean gradients, enlarged to the image.
+
+    Every channel of a pixel has the same value. The map is as coarse as the layer: 4 x 4 at the end of a ResNet-18
+    on 32 pixels, where layer="layer3" gives 8 x 8.
+
+    Args:
+        layer: a module of the model, or its name; None is the last one that puts out (B, D, h, w) with more than
+            one place.
+        relu: keep what speaks for the class only, as published.
+        interpolation: "bilinear", "nearest" or "bicubic".
+    Raises:
+        TypeError: if layer is neither.
+        ValueError: if the model has no such layer, or it puts out no feature map.
+    Source: Selvaraju et al. 2016, arXiv 1610.02391, equations 1 and 2; Captum's LayerGradCam.
+    """
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    if interpolation not in ("bilinear", "nearest", "bicubic"):
+        raise ValueError(f"interpolation={interpolation!r} is unknown; use 'bilinear', 'nearest' or 'bicubic'")
+    chosen = _find_layer(question, layer)
+    method, sides, maps = LayerGradCam(question.forward, chosen), tuple(question.images.shape[2:]), []
+    for images, targets in question.batches(question.max_batch):
+        coarse = method.attribute(images, target=targets, relu_attributions=bool(relu)).detach()  # (B, 1, h, w)
+        fine = LayerAttribution.interpolate(coarse.to(images.dtype), sides, interpolation)
+        maps.append(fine.expand_as(images))
+    return torch.cat(maps)
+
+
+def _find_layer(question: Question, layer: Any) -> nn.Module:
+    """Return a layer that puts out a feature map, by name, by itself or the last one."""
+    model = question.model
+    if layer is not None and not isinstance(layer, str | nn.Module):
+        raise TypeError(f"layer={layer!r} is a {type(layer).__name__}; give the name of a module, or the module")
+    names: dict[nn.Module, str] = {part: name for name, part in model.named_modules()}
+    outputs = _outputs(question)
+    if layer is None:
+        return _last_feature_map(model, outputs)
+    chosen: nn.Module | None = next(
+        (part for part, name in names.items() if layer is part or (name and name == layer)), None
+    )
+    if chosen is None:
+        near = difflib.get_close_matches(layer, names.values(), 1) if isinstance(layer, str) else []
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"layer={layer!r} is no module of the model; {hint}See dict(model.named_modules())")
+    if not _is_feature_map(outputs.get(chosen)):
+        found = tuple(outputs[chosen].shape) if isinstance(outputs.get(chosen), Tensor) else "nothing here"
+        raise ValueError(f"layer={names[chosen]!r} puts out {found}; Grad-CAM needs a feature map (B, D, h, w)")
+    return chosen
+
+
+def _outputs(question: Question) -> dict[nn.Module, Any]:
+    """Return what each part puts out for the first image, in the order in which they finish."""
+    outputs: dict[nn.Module, Any] = {}
+
+    def note(part: nn.Module, _: Any, output: Any) -> None:
+        outputs.pop(part, None)  # a part that is used again counts as last
+        outputs[part] = output
+
+    handles = [part.register_forward_hook(note) for part in question.model.modules()]
+    try:
+        with torch.no_grad():
+            compute_logits(question.model, question.images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _is_feature_map(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1
+
+
+def _last_feature_map(model: nn.Module, outputs: dict[nn.Module, Any]) -> nn.Module:
+    found = [part for part, output in outputs.items() if _is_feature_map(output) and part is not model]
+    convolutions = [part for part in outputs if isinstance(part, nn.Conv2d)]
+    tensors = [output for output in outputs.values() if isinstance(output, Tensor)]
+    tokens = any(output.dim() == 3 and output.shape[1] > 1 for output in tensors)  # (B, N, D)
+    if not found or (tokens and len(convolutions) < 2):  # a convolution that only cuts patches has seen no context
+        raise ValueError(
+            "grad_cam finds no feature map (B, D, h, w) behind the first layer of this model; give layer=, or look at "
+            "its attention maps (plots.attention_maps)"
+        )
+    return found[-1]

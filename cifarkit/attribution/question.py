@@ -1,0 +1,171 @@
+"""One call of ``attribute``, its arguments checked once, so that every method finds the same things in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifarkit.attribution.scoring import baseline_images, check_images
+from cifarkit.checks import check_integer
+from cifarkit.inference import device_of, frozen
+from cifarkit.seeding import RngState
+
+_SMALL = 0.01  # share of the largest logit; a smaller change of the class's logit counts as this much
+
+
+@dataclass(frozen=True)
+class Question:
+    """Why does the model give this logit to this image?
+
+    Attributes:
+        model: as it was given, in evaluation mode.
+        network: what is evaluated: the model, or a copy of it with its BatchNorms folded.
+        images: (B, C, H, W), on the model's device and of its dtype.
+        targets: int64 (B,), the class asked about.
+        max_batch: the most images in one pass.
+        seed: of all noise.
+    """
+
+    model: nn.Module
+    network: nn.Module
+    images: Tensor
+    targets: Tensor
+    max_batch: int
+    seed: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of the network, at least float32."""
+        if self.network is not self.model:
+            images = images.contiguous(memory_format=torch.channels_last)  # the layout of frozen copies
+        return compute_logits(self.network, images)
+
+    def with_frozen_network(self) -> Question:
+        """Return the question put to a copy of the model with folded BatchNorms, where that is possible."""
+        with torch.no_grad():
+            return replace(self, network=frozen(self.model, self.images[: self.max_batch]))
+
+    def baselines(self, value: Any) -> Tensor:
+        """Return the images that stand for "nothing to see" (B, C, H, W): zero for None, or see baseline_images."""
+        return baseline_images(0.0 if value is None else value, self.images, "baselines")
+
+    def batches(self, size: int, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut images, targets and others into pieces of so many images, at least one."""
+        pieces = (torch.split(tensor, max(1, size)) for tensor in (self.images, self.targets, *others))
+        return zip(*pieces, strict=True)
+
+    def changes(self, images: Tensor, starts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what attributions have to add up to, and what errors of the sum are measured against.
+
+        Returns:
+            logit(image) - logit(start) of each target, float64 (B,), and its size, which is at least 1 % of the
+            largest logit, so that a class that did not change does not ask for an exact sum.
+        """
+        same = bool((starts == starts[:1]).all())  # then one of them will do
+        at_images = self._all_logits(images)
+        at_starts = self._all_logits(starts[:1] if same else starts).expand_as(at_images)
+        change = (at_images - at_starts).gather(1, targets[:, None])[:, 0]
+        largest = torch.maximum(at_images.abs().amax(1), at_starts.abs().amax(1))
+        return change, torch.maximum(change.abs(), _SMALL * largest)
+
+    @torch.no_grad()
+    def _all_logits(self, images: Tensor) -> Tensor:
+        return torch.cat([self.forward(part) for part in torch.split(images, self.max_batch)]).double()
+
+
+def ask(model: nn.Module, images: Any, targets: Any, max_batch: int, seed: int) -> Question:
+    """Check the arguments of ``attribute``, whose model must be in evaluation mode.
+
+    Raises:
+        TypeError: if images are no float tensor, or targets no integers.
+        ValueError: if images do not fit the model, are raw pixels, or a target is no class of it.
+    """
+    given = check_images(images)
+    _refuse_raw_pixels(given)
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), given.dtype)
+    given = given.to(device_of(model), dtype).clone()  # a tensor of inference mode can take no gradient, its clone can
+    with torch.no_grad():
+        count = _count_classes(model, given[:1])
+        if targets is None:
+            classes = torch.cat([compute_logits(model, part).argmax(1) for part in torch.split(given, max_batch)])
+        else:
+            classes = _check_targets(targets, len(given), count)
+    return Question(model, model, given, classes.to(given.device), max_batch, check_integer("seed", seed))
+
+
+def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Return logits, at least float32, so that differences of those of autocast keep their digits."""
+    logits: Tensor = network(images)
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def explain_missing_gradient(question: Question) -> None:
+    """Raise ValueError if the logits do not depend on the images in a way that autograd can follow."""
+    image = question.images[:1].clone().requires_grad_()
+    with torch.enable_grad():
+        logits = compute_logits(question.model, image)
+    found = logits.requires_grad and torch.autograd.grad(logits.sum(), image, allow_unused=True)[0] is not None
+    if not found:
+        raise ValueError(
+            "the model is not differentiable: no gradient leads from its logits back to the images. Look for detach(), "
+            "torch.no_grad, argmax, rounding or NumPy in its forward pass, or use 'occlusion', which needs no gradient"
+        )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw Captum's noise from a seed, and put the global random states back, also after an error."""
+    before = RngState.capture()
+    try:
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
+    finally:
+        before.restore()
+
+
+def _refuse_raw_pixels(images: Tensor) -> None:
+    lowest, highest = (float(value) for value in images.aminmax())
+    if lowest >= 0 and 1.5 < highest <= 255 and bool((images == images.round()).all()):
+        raise ValueError(
+            f"images hold whole numbers from {lowest:g} to {highest:g}, as pixels do before they are prepared; divide "
+            "them by 255 and normalise them as in training"
+        )
+
+
+def _count_classes(model: nn.Module, image: Tensor) -> int:
+    """Return K by one forward pass, or say what does not fit."""
+    try:
+        logits = compute_logits(model, image)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(image.shape[1:])
+        message = f"the model fails on images of shape (C, H, W) = {shape}; give them as in training. It says: {error}"
+        raise ValueError(message) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must map images (B, C, H, W) to logits (B, K); for one image it returned {got}")
+    return logits.shape[1]
+
+
+def _check_targets(targets: Any, count: int, num_classes: int) -> Tensor:
+    """Return int64 (B,) from one class for all images, or one for each."""
+    if isinstance(targets, Tensor | np.ndarray) and targets.ndim:
+        values = torch.as_tensor(targets).detach()
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise TypeError(f"targets must be class numbers, int64 (B,); got {values.dtype}")
+        if tuple(values.shape) != (count,):
+            raise ValueError(f"targets must be one class for each of {count} images; got shape {tuple(values.shape)}")
+    elif isinstance(targets, list | tuple):
+        kind = type(targets).__name__
+        raise TypeError(f"targets is a {kind}; give an integer, a tensor (B,), or None for the predicted class")
+    else:
+        values = torch.full((count,), check_integer("targets", targets))
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"targets hold class {int(wrong[0])}; the model has classes 0 to {num_classes - 1}")
+    return values.long()

@@ -1,0 +1,164 @@
+"""What the figures of trust share: arguments checked once, and class scores in batches without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cifarkit.checks import check_integer, check_number
+from cifarkit.inference import device_of, evaluation_mode, frozen, inference_autocast, predict
+
+MAX_BATCH = 128  # images at a time if the caller does not say
+_WORTH_FREEZING = 1_000  # images; folding the BatchNorms of a ResNet-18 takes a tenth of a second
+
+
+def check_max_batch(max_batch: int | None) -> int:
+    """Return the number of images at a time."""
+    return MAX_BATCH if max_batch is None else check_integer("max_batch", max_batch, 1)
+
+
+def check_images(images: Any) -> Tensor:
+    """Return images if they are a finite float tensor (B, C, H, W) with something in it.
+
+    Raises:
+        TypeError: if they are no float tensor.
+        ValueError: if the shape is wrong or a value is not finite.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a float tensor, transformed as in training; got {got}")
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(f"images must be (B, C, H, W), at least one; got shape {tuple(images.shape)}")
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinite values; look at the data and transforms")
+    return images.detach()
+
+
+def check_targets(model: nn.Module, images: Tensor, targets: Any, max_batch: int) -> Tensor:
+    """Return the class asked about for each image, int64 (B,) on the CPU: targets, or the predicted class for None.
+
+    Raises:
+        TypeError: if targets are no integers.
+        ValueError: if their number is wrong, or the model has no such class.
+    """
+    logits = predict(model, images, batch_size=max_batch, precision="fp32")
+    if logits.dim() != 2:
+        raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
+    return logits.argmax(1) if targets is None else check_class_numbers(targets, len(images), logits.shape[1])
+
+
+def check_class_numbers(targets: Any, count: int, num_classes: int) -> Tensor:
+    """Return int64 (B,) on the CPU from one class for all images, or from one for each.
+
+    Raises:
+        TypeError: if targets are no integers.
+        ValueError: if their number is wrong, or there is no such class.
+    """
+    if isinstance(targets, Tensor | np.ndarray) and targets.ndim:
+        values = torch.as_tensor(targets).detach().cpu()
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise TypeError(f"targets must be class numbers, int64 (B,); got {values.dtype}")
+        if tuple(values.shape) != (count,):
+            raise ValueError(f"targets must be one class for each of {count} images; got shape {tuple(values.shape)}")
+    elif isinstance(targets, list | tuple):
+        kind = type(targets).__name__
+        raise TypeError(f"targets is a {kind}; give an integer, a tensor (B,), or None for the predicted class")
+    else:
+        values = torch.full((count,), check_integer("targets", targets))
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"targets hold class {int(wrong[0])}; the model has classes 0 to {num_classes - 1}")
+    return values.long()
+
+
+def check_attributions(attributions: Any, images: Tensor, *, per_channel: bool = False) -> Tensor:
+    """Return maps (B, C, H, W) on the CPU, where C may be 1 unless per_channel; (B, H, W) gains a channel.
+
+    Raises:
+        TypeError: if they are no float tensor.
+        ValueError: if they do not fit the images, or a value is not finite.
+    """
+    if not isinstance(attributions, Tensor) or not attributions.is_floating_point():
+        got = attributions.dtype if isinstance(attributions, Tensor) else type(attributions).__name__
+        raise TypeError(f"attributions must be a float tensor, as attribute(...) returns it; got {got}")
+    maps = attributions.detach().cpu()
+    if maps.dim() == 3 and not per_channel:
+        maps = maps[:, None]  # (B, H, W) -> (B, 1, H, W)
+    single = (len(images), 1, *images.shape[2:])
+    if maps.shape != images.shape and (per_channel or tuple(maps.shape) != single):
+        wanted = "of the same shape" if per_channel else "of the same shape, or one map (B, H, W) for all channels"
+        raise ValueError(f"attributions are {tuple(maps.shape)} for images {tuple(images.shape)}; give them {wanted}")
+    if not maps.isfinite().all():
+        raise ValueError("attributions hold NaN or infinite values; no figure can be made of them")
+    return maps
+
+
+def baseline_images(baseline: Any, images: Tensor, name: str = "baseline") -> Tensor:
+    """Return what stands for "nothing to see" (B, C, H, W), on the device of the images.
+
+    Args:
+        baseline: "mean" (the mean colour of each image), "blur" (Gaussian, an eighth of a side wide), a number, or
+            a tensor: (C,) or anything that expands to the images.
+    Raises:
+        TypeError: if it is none of these.
+        ValueError: if the word is unknown or the tensor does not fit.
+    """
+    if isinstance(baseline, str):
+        if baseline not in ("mean", "blur"):
+            raise ValueError(f"{name}={baseline!r} is unknown; use 'mean', 'blur', a number or a tensor")
+        return images.mean((2, 3), keepdim=True).expand_as(images) if baseline == "mean" else _blur(images)
+    if not isinstance(baseline, Tensor):
+        return torch.full_like(images, check_number(name, baseline))
+    values = baseline.detach().to(images)
+    if values.dim() == 1:
+        values = values[:, None, None]  # (C,) -> (C, 1, 1)
+    try:
+        return values.expand_as(images)
+    except RuntimeError:
+        shapes = f"{tuple(baseline.shape)} for images {tuple(images.shape)}"
+        raise ValueError(f"{name} has shape {shapes}; give (C,), one image, or one for each image") from None
+
+
+def _blur(images: Tensor) -> Tensor:
+    """Blur with a Gaussian as two matrix products; beyond the edge there is nothing, and the weights still add to 1."""
+
+    def weights(side: int) -> Tensor:
+        place = torch.arange(side, device=images.device, dtype=images.dtype)
+        gauss = (-0.5 * ((place[:, None] - place) / (side / 8)).square()).exp()
+        return gauss / gauss.sum(1, keepdim=True)
+
+    return weights(images.shape[2]) @ images @ weights(images.shape[3]).T
+
+
+@torch.no_grad()
+def class_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    images: Tensor,
+    *,
+    count: int,
+    probability: bool,
+    precision: str = "fp32",
+) -> Tensor:
+    """Return the score of one class for each image of batches, float32 (count,), in evaluation mode.
+
+    Args:
+        model: images -> logits (B, K).
+        batches: (images, targets (B,)), made as they are needed.
+        images: some of those it will see, for the check of the frozen copy that long work uses.
+        count: images in all batches.
+        probability: softmax of the logits instead of the logit.
+        precision: as for :func:`~cifarkit.predict`.
+    """
+    device, found = device_of(model), []
+    with evaluation_mode(model), inference_autocast(precision, device):
+        network = frozen(model, images) if count >= _WORTH_FREEZING else model
+        for batch, targets in batches:
+            logits = network(batch.to(device, memory_format=torch.channels_last)).float()
+            scores = logits.softmax(1) if probability else logits
+            found.append(scores.gather(1, targets.to(device)[:, None])[:, 0].cpu())
+    return torch.cat(found)

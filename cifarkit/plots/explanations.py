@@ -1,0 +1,288 @@
+"""Attributions of several methods for several images, drawn so that they can be compared."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifarkit.checks import check_numbers
+from cifarkit.files import write_atomically
+from cifarkit.plots.figure import BLUE, DPI, VERMILION, FilePath, Range, class_indices, finish, new_figure
+from cifarkit.plots.images import to_pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pixels = NDArray[np.uint8]
+
+_PANEL_PIXELS, _GAP, _BAR, _BAR_TEXT = 160, 10, 16, 110  # of a picture, between two, of a colour bar, of its numbers
+_TEXT_POINTS, _LINE, _CHARACTER = 7.5, 27, 12  # size of the text; height of a line and width of a letter in pixels
+_SHORT = 9  # letters of a name that leave room for its probability beside it
+_OUTLIERS = 0.01  # share of the pixels that may lie beyond the end of a scale
+_NOTE = "Red speaks for the class, blue against it, white is zero; channels added up. "
+_SCALES = {
+    "row": "One scale for each row, so the images of a method can be compared.",
+    "all": "One scale for all rows.",
+    "panel": "Each panel has its own scale: compare shapes, not colours.",
+}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One method: its name and notes, a picture (H, W, 3) for each image, and the value of the strongest colour."""
+
+    lines: list[str]
+    tiles: Pixels
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """All that is drawn, on paper as on a page."""
+
+    pictures: Pixels
+    captions: list[list[str]]
+    rows: list[_Row]
+    title: str
+    note: str
+
+
+def explanations(
+    images: Tensor,
+    attributions: Mapping[str, Tensor],
+    path: FilePath = None,
+    *,
+    classes: Sequence[str] | None = None,
+    logits: Tensor | None = None,
+    labels: Tensor | None = None,
+    targets: Tensor | None = None,
+    scale: Literal["row", "all", "panel"] = "row",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    value_range: Range = None,
+    over_image: bool = False,
+    notes: Mapping[str, str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw images in the first row and one method's maps in each row below, into a .png or one .html file.
+
+    A scale ends where 1 % of its pixels lie beyond; a map that is zero everywhere is white.
+
+    Args:
+        images: as in :func:`image_grid`; with mean and std, as the network gets them.
+        attributions: name of a method -> (B, C, H, W) or (B, H, W), as ``attribute`` returns.
+        classes, logits, labels, targets: K names, (B, K), (B,), (B,), for the captions: the predicted class and its
+            probability, (the true one), and the one asked about where that is another.
+        scale: does a "row" have a colour scale, "all" rows together, or each "panel" its own.
+        over_image: lay the colours over the grey image instead of over white.
+        notes: name of a method -> lines written beside its row.
+    Raises:
+        TypeError, ValueError: if an argument does not fit.
+    """
+    shown = _undo_normalisation(images, mean, std)
+    pictures = to_pixels(shown, (0, 1) if mean is not None else value_range)
+    maps = _check_maps(attributions, pictures)
+    captions = _captions(len(pictures), classes, logits, labels, targets)
+    rows = _rows(maps, pictures, scale, over_image, notes or {})
+    sheet = _Sheet(pictures, captions, rows, title, _NOTE + _SCALES[scale])
+    if path is not None and Path(path).suffix.lower() == ".html":
+        write_atomically(_page(sheet).encode(), path)
+        path = None
+    elif path is not None and Path(path).suffix.lower() != ".png":
+        raise ValueError(f"path={str(path)!r} must end in .png or .html")
+    return finish(_draw(sheet), path)
+
+
+def _undo_normalisation(images: Tensor, mean: Any, std: Any) -> Tensor:
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std must both be given, or neither")
+    if mean is None or not isinstance(images, Tensor) or images.dim() != 4:
+        return images  # to_pixels says what is wrong
+    numbers = {"mean": check_numbers("mean", mean), "std": check_numbers("std", std, 0, above=True)}
+    for name, values in numbers.items():
+        if len(values) not in (1, images.shape[1]):
+            raise ValueError(f"{name} has {len(values)} values but images has {images.shape[1]} channels")
+    shift, factor = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in numbers.values())
+    return images.detach().cpu().double() * factor + shift
+
+
+def _check_maps(attributions: Mapping[str, Tensor], pictures: Pixels) -> dict[str, NDArray[np.float64]]:
+    """Return each method's maps (B, H, W), channels added up."""
+    if not isinstance(attributions, Mapping):
+        kind = type(attributions).__name__
+        raise TypeError(f"attributions is a {kind}; give a dict of names to tensors, as {{'saliency': maps}}")
+    if not attributions:
+        raise ValueError("attributions is empty; give at least one method")
+    maps = {}
+    for name, values in attributions.items():
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise TypeError(f"attributions[{name!r}] must be a float tensor, as attribute(...) returns it")
+        summed = values.detach().cpu().double()
+        summed = summed.sum(1) if summed.dim() == 4 else summed
+        if tuple(summed.shape) != pictures.shape[:3]:
+            got, (count, height, width) = tuple(values.shape), pictures.shape[:3]
+            raise ValueError(f"attributions[{name!r}] has shape {got}; give ({count}, C, {height}, {width})")
+        if not summed.isfinite().all():
+            raise ValueError(f"attributions[{name!r}] holds NaN or infinite values")
+        maps[str(name)] = summed.numpy()
+    return maps
+
+
+def _captions(
+    count: int, classes: Sequence[str] | None, logits: Tensor | None, labels: Any, targets: Any
+) -> list[list[str]]:
+    """Return the lines under each image."""
+    if logits is not None and (logits.dim() != 2 or len(logits) != count or not logits.isfinite().all()):
+        raise ValueError(f"logits has shape {tuple(logits.shape)}; give ({count}, K), one finite row for each image")
+    most = len(classes) if classes is not None else (logits.shape[1] if logits is not None else 2**31)
+    if logits is not None and logits.shape[1] != most:
+        raise ValueError(f"classes has {most} names but logits has {logits.shape[1]} columns; give one for each")
+    chosen = {}
+    for name, values in (("labels", labels), ("targets", targets)):
+        if values is not None:
+            chosen[name] = class_indices(values, name, most).tolist()
+            if len(chosen[name]) != count:
+                raise ValueError(f"{name} has {len(chosen[name])} entries; give one for each of {count} images")
+
+    def called(index: int) -> str:
+        return str(classes[index]) if classes is not None else f"class {index}"
+
+    captions: list[list[str]] = [[] for _ in range(count)]
+    best = None if logits is None else logits.detach().cpu().double().softmax(1).max(1)
+    for index, lines in enumerate(captions):
+        guess = None if best is None else int(best.indices[index])
+        if best is not None and guess is not None:
+            share = f"{100 * float(best.values[index]):.0f} %"
+            lines += [f"{called(guess)} {share}"] if len(called(guess)) <= _SHORT else [called(guess), share]
+        if "targets" in chosen and chosen["targets"][index] != guess:
+            lines.append(f"why {called(chosen['targets'][index])}?")
+        if "labels" in chosen:
+            lines.append(f"({called(chosen['labels'][index])})")
+    return captions
+
+
+def _rows(
+    maps: dict[str, NDArray[np.float64]], pictures: Pixels, scale: str, over_image: bool, notes: Mapping[str, str]
+) -> list[_Row]:
+    if scale not in _SCALES:
+        raise ValueError(f"scale={scale!r} is unknown; use 'row', 'all' or 'panel'")
+    unknown = sorted(set(notes) - set(maps))
+    if unknown:
+        raise ValueError(f"notes names {unknown[0]!r}, which is not among the attributions: {', '.join(maps)}")
+    everything = _largest(np.stack(list(maps.values())))
+    rows = []
+    for name, values in maps.items():
+        limits = {"row": _largest(values), "all": everything, "panel": None}
+        limit = limits[scale]
+        ends = [_largest(one) if limit is None else limit for one in values]
+        signed = np.stack([np.clip(one / (end or 1), -1, 1) for one, end in zip(values, ends, strict=True)])
+        lines = [name.replace("_", " "), *notes.get(name, "").splitlines()]
+        rows.append(_Row(lines, _coloured(signed, pictures if over_image else None), limit))
+    return rows
+
+
+def _largest(values: NDArray[np.float64]) -> float:
+    """Return the largest size but for outliers; with them where all the rest is zero."""
+    sizes = np.abs(values)
+    return float(np.quantile(sizes, 1 - _OUTLIERS)) or float(sizes.max())
+
+
+def _coloured(signed: NDArray[np.float64], pictures: Pixels | None) -> Pixels:
+    """Turn values in [-1, 1] into colours over white or over grey pictures: (..., H, W) -> (..., H, W, 3)."""
+    red, blue = ([int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in (VERMILION, BLUE))
+    strength = np.abs(signed)[..., None]
+    ground: Any = 255.0 if pictures is None else (pictures @ [0.299, 0.587, 0.114])[..., None]  # ITU-R BT.601
+    coloured = (1 - strength) * ground + strength * np.where(signed[..., None] > 0, red, blue)
+    result: Pixels = np.rint(coloured).astype(np.uint8)
+    return result
+
+
+def _draw(sheet: _Sheet) -> Figure:
+    """Compose one big image, a pixel of which is one of the file, and write on it."""
+    zoom = -(-_PANEL_PIXELS // sheet.pictures.shape[2])  # a whole number keeps the squares equal
+    height, width = sheet.pictures.shape[1] * zoom, sheet.pictures.shape[2] * zoom
+    margin = _GAP + _CHARACTER * max(len(line) for row in sheet.rows for line in row.lines)
+    head = _GAP + (_LINE + 6 if sheet.title else 0) + _LINE * max(map(len, sheet.captions))
+    lefts = [margin + _GAP + index * (width + _GAP) for index in range(len(sheet.pictures) + 1)]
+    across = max(lefts[-1] + _BAR + _BAR_TEXT, 40 * _CHARACTER)
+    text = _wrapped(sheet.note, across // _CHARACTER)
+    tops = [head + index * (height + _GAP) for index in range(len(sheet.rows) + 2)]
+    canvas = np.full((tops[-1] + _LINE * len(text) + _GAP, across, 3), 255, np.uint8)
+    figure = new_figure(across / DPI, len(canvas) / DPI, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))
+    for top, tiles in zip(tops, [sheet.pictures, *(row.tiles for row in sheet.rows)], strict=False):
+        for left, tile in zip(lefts, tiles, strict=False):
+            canvas[top : top + height, left : left + width] = tile.repeat(zoom, 0).repeat(zoom, 1)
+            canvas[[top, top + height - 1], left : left + width] = 200  # a frame, for maps that are white
+            canvas[top : top + height, [left, left + width - 1]] = 200
+    for top, row in zip(tops[1:], sheet.rows, strict=False):
+        axes.text(_GAP, top + height / 2, "\n".join(row.lines), fontsize=_TEXT_POINTS, va="center", linespacing=1.15)
+        if row.limit is not None:
+            bar = _coloured(np.linspace(1, -1, height), None)
+            canvas[top : top + height, lefts[-1] : lefts[-1] + _BAR] = bar[:, None]
+            _label_bar(axes, lefts[-1] + _BAR + 5, top, height, row.limit)
+    for left, lines in zip(lefts, sheet.captions, strict=False):
+        cut = [line[: max(4, width // _CHARACTER + 2)] for line in lines]
+        axes.text(left, head - 6, "\n".join(cut), fontsize=_TEXT_POINTS, linespacing=1.15)
+    axes.text(_GAP, _GAP, sheet.title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top")
+    axes.text(_GAP, len(canvas) - 6, "\n".join(text), fontsize=_TEXT_POINTS, linespacing=1.15)
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    return figure
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, max(width, 20))
+
+
+def _label_bar(axes: Axes, left: int, top: int, height: int, limit: float) -> None:
+    for share, align, value in ((0.0, "top", limit), (0.5, "center", 0.0), (1.0, "bottom", -limit)):
+        axes.text(left, top + share * height, f"{value:.2g}", fontsize=_TEXT_POINTS, va=align)
+
+
+def _page(sheet: _Sheet) -> str:
+    """Write the sheet as one HTML file that needs no other."""
+    side = max(96, sheet.pictures.shape[2] * math.ceil(96 / sheet.pictures.shape[2]))
+    heads = "".join(f"<th>{'<br>'.join(map(html.escape, lines))}</th>" for lines in sheet.captions)
+    body = [f"<tr><th>image</th>{''.join(_picture(tile, 'image') for tile in sheet.pictures)}<td></td></tr>"]
+    for row in sheet.rows:
+        name, *more = map(html.escape, row.lines)
+        cells = "".join(_picture(tile, row.lines[0]) for tile in row.tiles)
+        limit = "" if row.limit is None else f"{row.limit:.2g}<i></i>&minus;{row.limit:.2g}"
+        body.append(f"<tr><th>{'<br>'.join([name, *more])}</th>{cells}<td class=bar>{limit}</td></tr>")
+    title = html.escape(sheet.title or "Explanations")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 14px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }}
+table {{ border-collapse: collapse }} td, th {{ padding: 4px; font-weight: normal; text-align: left }}
+img {{ width: {side}px; image-rendering: pixelated; border: 1px solid #ccc; display: block }}
+.bar {{ font-size: 12px }}
+.bar i {{ display: block; width: 14px; height: {side // 2}px; background: linear-gradient({VERMILION}, #fff, {BLUE}) }}
+</style></head><body><h1>{title}</h1><table><thead><tr><th></th>{heads}<th></th></tr></thead>
+<tbody>
+{chr(10).join(body)}
+</tbody></table><p>{html.escape(sheet.note)}</p></body></html>
+"""
+
+
+def _picture(tile: Pixels, alternative: str) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(tile)).save(file, format="PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<td><img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}"></td>'

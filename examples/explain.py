@@ -1,0 +1,77 @@
+"""Which pixels made the classifier say so? All eight methods side by side, as a picture and as a page.
+
+    python examples/explain.py --data cifar10 --root data --model resnet18 --weights runs/<a run>/best.pt
+
+Without --weights a small network first learns the built-in shapes, in about two minutes on two cores. Beside each
+method stand the areas under its deletion curve (small is good) and its insertion curve (large is good).
+"""
+
+import argparse
+
+import torch
+
+from cifarkit import data, models, predict, schedules, seed_everything, training
+from cifarkit.attribution import METHODS, attribute
+from cifarkit.attribution.faithfulness import deletion_curve, insertion_curve
+from cifarkit.plots.explanations import explanations
+from cifarkit.transforms import Normalize
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+flag = parser.add_argument
+flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
+flag("--root", default="data", help="where CIFAR-10 lies")
+flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+flag("--model", default="speednet", choices=["speednet", "resnet18"])
+flag("--weights", help="of the model: a run's best.pt or last.pt, or a file of save_weights")
+flag("--classes", nargs="+", help="one image of each; cat, airplane and ship where these exist")
+flag("--index", nargs="+", type=int, help="these images instead, by their place among the test images")
+flag("--ask", help="ask about this class instead of the predicted one")
+flag("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+flag("--scale", default="row", choices=["row", "all", "panel"], help="what has a colour scale of its own")
+flag("--max-batch", type=int, help="images in one pass; bounds memory")
+flag("--precision", default="fp32", choices=["fp32", "bf16", "auto"])
+flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+args = parser.parse_args()
+
+
+def load(train: bool) -> data.ImageDataset:
+    if args.data == "shapes":
+        return data.shapes((300 if args.tiny else 12_000) if train else 500, seed=1 - train)
+    is_file = args.data.endswith(".npz")
+    return data.load_npz(args.data) if is_file else data.cifar10(args.root, train=train, download=args.download)
+
+
+seed_everything(0)
+train_set, test_set = load(train=True), load(train=False)
+names, normalize = list(test_set.classes), Normalize(*train_set.mean_std())
+if args.model == "resnet18":
+    model = models.resnet18(len(names), weights=args.weights)
+else:
+    model = models.SpeedNet(len(names), widths=(64, 256, 256) if args.weights else (16, 32, 64))
+    if args.weights:
+        training.load_weights(model, args.weights)
+if not args.weights:
+    task = training.ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True))
+    loader = data.Loader(train_set, 128, shuffle=True, transform=normalize)
+    training.Trainer(max_epochs=1 if args.tiny else 8, schedule=schedules.one_cycle()).fit(task, loader)
+
+indices = args.index
+if indices is None:
+    wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
+    indices = [int((test_set.labels == names.index(name)).nonzero()[0, 0]) for name in wanted]
+images, labels = test_set.images[indices], test_set.labels[indices]
+inputs = normalize(images)
+logits = predict(model, inputs)
+targets = torch.full_like(labels, names.index(args.ask)) if args.ask else logits.argmax(1)
+maps, notes = {}, {}
+for method in args.methods:
+    small = {"samples": 5} if args.tiny and method in ("smooth_grad_squared", "gradient_shap") else {}
+    settings = {"max_batch": args.max_batch, "precision": args.precision, **small}
+    maps[method] = attribute(model, inputs, targets, method, **settings)
+    areas = [curve(model, inputs, targets, maps[method], steps=16).area for curve in (deletion_curve, insertion_curve)]
+    notes[method] = "deletion {:.2f}\ninsertion {:.2f}".format(*areas)
+    print(f"{method:22}", notes[method].replace("\n", ", "))
+folder, caption = training.run_folder("explain"), {"classes": names, "logits": logits, "labels": labels}
+for name in ("explanations.png", "explanations.html"):
+    explanations(images, maps, folder / name, targets=targets, scale=args.scale, notes=notes, **caption)
+print(f"see {folder}")
