@@ -267,21 +267,19 @@ def test_a_model_in_training_mode_is_asked_in_evaluation_mode() -> None:
     assert torch.equal(attribute(model, IMAGES, 0, "saliency"), attribute(MODELS["cnn"], IMAGES, 0, "saliency"))
 
 
-@pytest.mark.filterwarnings("ignore:the sum of 1 of 3 maps")
 def test_integrated_gradients_take_more_steps_only_where_the_sum_asks_for_them() -> None:
     model = Recorder(MODELS["cnn"])
-    strict = attribute(model, IMAGES, TARGETS, "integrated_gradients", tolerance=0.005, max_steps=128)
+    strict = attribute(model, IMAGES, TARGETS, "integrated_gradients", tolerance=0.002, max_steps=256)
     costly = sum(model.sizes)
     model.sizes.clear()
     loose = attribute(model, IMAGES, TARGETS, "integrated_gradients", tolerance=5.0)
     assert sum(model.sizes) < costly
-    assert_equal_to(loose, attribute(MODELS["cnn"], IMAGES, TARGETS, "integrated_gradients", steps=16))
     exact = attribute(MODELS["cnn"], IMAGES, TARGETS, "integrated_gradients", steps=256)
     assert (strict - exact).norm() < (loose - exact).norm()
 
 
 def test_integrated_gradients_warn_where_steps_run_out() -> None:
-    with pytest.warns(UserWarning, match=r"still up to .* % off after 16 steps.* raise max_steps"):
+    with pytest.warns(UserWarning, match=r"still up to .* % off at max_steps=16, .* raise max_steps"):
         attribute(MODELS["cnn"], IMAGES, TARGETS, "integrated_gradients", tolerance=1e-9, max_steps=16)
 
 

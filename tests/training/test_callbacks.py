@@ -24,6 +24,7 @@ from cifarkit.training import (
     TimeLimit,
     Trainer,
 )
+from cifarkit.training.meters import NonFiniteLossError
 
 BATCHES = [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(3)]
 
@@ -223,7 +224,8 @@ def test_averages_act_first(tmp_path: Path) -> None:
 def test_the_base_callback_does_nothing() -> None:
     callback = Callback()
     run: Any = fit(callback)
-    for hook in (name for name in dir(callback) if re.match("on_", name)):
+    assert callback.on_non_finite(run, NonFiniteLossError("train_loss is nan", 0)) is False
+    for hook in (name for name in dir(callback) if re.match("on_(?!non)", name)):
         getattr(callback, hook)(run)
     assert callback.state_dict() == {}
     callback.load_state_dict({})
