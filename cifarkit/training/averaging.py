@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.distributed import average_statistics, world_size
 from cifarkit.training.loading import iterating, undisturbed
 from cifarkit.training.schedules import Schedule
 from cifarkit.training.task import Task, train_unfrozen
@@ -53,6 +54,7 @@ class WeightAveraging(Callback):
             return
         if self.batchnorm_samples:
             self._refresh(run)
+        average_statistics(self._averaged_networks())
         if run.val_loader is not None:
             with self.swapped(run.task):
                 metrics = run.trainer.evaluate(run.task, run.val_loader)
@@ -122,7 +124,8 @@ class WeightAveraging(Callback):
                 iterating(loader) as batches,
                 run.trainer.precision.autocast(),
             ):
-                refresh_batchnorm(network, _inputs(run, name, batches, self.batchnorm_samples))
+                own_share = -(-self.batchnorm_samples // world_size())
+                refresh_batchnorm(network, _inputs(run, name, batches, own_share))
 
 
 class StochasticWeightAveraging(WeightAveraging):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer
-from cifarkit.files import remove_abandoned, write_atomically
+from cifarkit.files import read_file, remove_abandoned, require_plain_zip, write_atomically
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
+from cifarkit.training.distributed import from_first_rank
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
@@ -52,9 +53,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: if the file is damaged or is no checkpoint; the message names it.
     """
     path = Path(path)
-    content = path.read_bytes()
+    content = read_file(path)
     _require_checksum(content, path)
     try:
+        require_plain_zip(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damage that no checksum guards against can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -89,7 +91,10 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
     """
     weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
     if "format_version" in weights:
-        weights = _network_of_run(weights, model, path, average)
+        try:
+            weights = _network_of_run(weights, model, path, average)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} calls itself the checkpoint of a run and lacks its parts: {error!r}") from error
     elif average is not None:
         raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
     own = model.state_dict()
@@ -107,6 +112,7 @@ class ModelCheckpoint(Callback):
 
     ``folder/last.pt`` is written after every epoch and on SIGTERM or Ctrl-C; ``folder/best.pt`` whenever the metric
     improves. With ``save_top_k`` above 1 the k best are also kept under names like ``epoch=003-val_acc=0.9340.pt``.
+    Of several processes rank 0 writes and the others wait; all must have the callback.
 
     Args:
         folder: where to write; made if absent.
@@ -144,6 +150,9 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.best = []
+        from_first_rank(lambda: self._open_folder(run))
+
+    def _open_folder(self, run: Run) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.folder)
         if self.last_path.exists() and not run.resumed:
@@ -164,19 +173,24 @@ class ModelCheckpoint(Callback):
 
     def on_save(self, run: Run) -> None:
         if self._chosen is not None:
-            write_checkpoint(run.state_dict(), self.folder / self._chosen)
-            if self._chosen != "best.pt" and self.best[0][1] == self._chosen:
-                write_atomically((self.folder / self._chosen).read_bytes(), self.best_path)
-            for name in self._dropped:
-                (self.folder / name).unlink(missing_ok=True)
+            state, chosen = run.state_dict(), self.folder / self._chosen
+            from_first_rank(lambda: self._write_best(state, chosen))
         self.save_last(run)
+
+    def _write_best(self, state: dict[str, Any], path: Path) -> None:
+        write_checkpoint(state, path)
+        if path.name != "best.pt" and self.best[0][1] == path.name:
+            write_atomically(path.read_bytes(), self.best_path)
+        for name in self._dropped:
+            (self.folder / name).unlink(missing_ok=True)
 
     def on_interrupt(self, run: Run) -> None:
         self.save_last(run)
 
     def save_last(self, run: Run) -> None:
         """Write last.pt now."""
-        write_checkpoint(run.state_dict(), self.last_path)
+        state = run.state_dict()
+        from_first_rank(lambda: write_checkpoint(state, self.last_path))
         run.last_checkpoint = str(self.last_path)
 
     def _choose(self, value: float, epoch: int) -> None:
@@ -193,7 +207,14 @@ class ModelCheckpoint(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = [(value, name) for value, name in state["best"]]
+        self.best = [(float(value), self._own(name)) for value, name in state["best"]]
+
+    def _own(self, name: str) -> str:
+        """Return the name of a kept file if it is in the folder: what is dropped from the best is deleted."""
+        path, folder = Path(name), self.folder.resolve()
+        if path.suffix != ".pt" or ".." in path.parts or not (folder / path).parent.resolve().is_relative_to(folder):
+            raise ValueError(f"the checkpoint counts {name!r} among the best files, which is none in {self.folder}")
+        return name
 
 
 def explain_resuming(callbacks: Sequence[Callback]) -> str:
@@ -260,9 +281,8 @@ def _network_of_run(
     if average is not None:
         found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
         if not found or not found[0]["updates"]:
-            there = (
-                "an average that no update has entered yet" if found else "no average of that name; use 'ema' or 'swa'"
-            )
+            missing = "no average of that name; use 'ema' or 'swa'"
+            there = "an average that no update has entered yet" if found else missing
             raise ValueError(f"average={average!r}: {path} holds {there}")
         tensors = found[0]["averaged"]
     names = {key.split(".", 1)[0] for key in tensors}
@@ -275,7 +295,7 @@ def _network_of_run(
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    library, content = _safetensors(), path.read_bytes()
+    library, content = _safetensors(), read_file(path)
     try:
         return dict(library.load(content))
     except Exception as error:  # the library's own errors do not name the file

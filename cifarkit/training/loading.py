@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from cifarkit.seeding import RngState
+from cifarkit.training.distributed import rank, world_size
 
 
 def require_batches(name: str, loader: Any) -> None:
-    """Raise TypeError unless loader is an iterable with a length, and ValueError if it is empty."""
+    """Raise TypeError unless loader is an iterable with a length, and ValueError if it is empty or another's part."""
     try:
         batches = len(loader) if hasattr(loader, "__iter__") else None
     except TypeError:  # also a DataLoader over an IterableDataset, which has a __len__ that raises
@@ -23,6 +25,24 @@ def require_batches(name: str, loader: Any) -> None:
         raise TypeError(f"{name} must be an iterable of batches with a length; got {type(loader).__name__}")
     if batches == 0:
         raise ValueError(f"{name} has no batches: the dataset is empty, or drop_last dropped the only one")
+    part = _part(loader)
+    if part is not None and part != (rank(), world_size()):
+        raise ValueError(
+            f"{name} has rank={part[0]}, world_size={part[1]}, but this is process {rank()} of {world_size()}: "
+            "give Loader(rank=distributed.rank(), world_size=distributed.world_size()) of cifarkit.training, and "
+            "PyTorch's DataLoader a DistributedSampler"
+        )
+
+
+def _part(loader: Any) -> tuple[int, int] | None:
+    """Return the rank and the world size that a loader was made for, None if that cannot be told."""
+    if hasattr(loader, "world_size"):
+        return loader.rank, loader.world_size
+    sampler = getattr(loader, "sampler", None)
+    if hasattr(sampler, "num_replicas"):
+        return sampler.rank, sampler.num_replicas  # type: ignore[union-attr]
+    whole = type(sampler) in (SequentialSampler, RandomSampler)  # PyTorch's own, which know of no other process
+    return (0, 1) if whole and type(getattr(loader, "batch_sampler", None)) is BatchSampler else None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where a run writes what it measured: what a logger is, and CSV files.
 
-A logger only observes. What it cannot write raises: a run whose records are lost is better stopped.
+A logger only observes. What it cannot write raises: a run whose records are lost is better stopped. Of several
+processes only rank 0 has loggers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cifarkit.files import write_atomically
+from cifarkit.training.distributed import from_first_rank, process_group
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
@@ -45,14 +47,20 @@ class Logger:
 def run_folder(name: str, root: str | Path = "runs") -> Path:
     """Create ``root/<YYYY-MM-DD>-<name>`` and return it, with -2, -3 and so on added if that is taken.
 
-    Two processes that ask at once get different folders: the file system decides who was first.
+    Two runs that ask at once get different folders, as the file system decides who was first; the processes that
+    torchrun has started for one run get the same.
 
     Raises:
         ValueError: if the name is empty or is not one folder name.
     """
     if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(f"name={name!r} is no folder name; give one without slashes, such as 'resnet18-cutout'")
-    first = Path(root) / f"{datetime.date.today():%Y-%m-%d}-{name}"
+    with process_group():
+        return from_first_rank(lambda: _free_folder(Path(root) / f"{datetime.date.today():%Y-%m-%d}-{name}"))
+
+
+def _free_folder(first: Path) -> Path:
+    """Create a folder of that name, or with the first free number behind it."""
     first.parent.mkdir(parents=True, exist_ok=True)
     folder, number = first, 1
     while True:

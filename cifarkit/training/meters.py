@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cifarkit.training.distributed import gather
 
 
 class NonFiniteLossError(RuntimeError):
@@ -25,7 +29,8 @@ class Meters:
     """Weighted means of scalar tensors over a log interval and over an epoch.
 
     ``add`` only keeps a reference; ``flush`` reads everything pending in one transfer and adds it up in Python's
-    float64 in the order it came, so the result does not depend on how often it is read.
+    float64 in the order it came, so the result does not depend on how often it is read. The sums are those of all
+    processes, update by update, so they flush together.
     """
 
     def __init__(self) -> None:
@@ -51,10 +56,10 @@ class Meters:
             NonFiniteLossError: if one of the losses is not finite; it names the first such step.
         """
         pending, self._pending = self._pending, []
-        if not pending:
-            return
-        values = torch.stack([mean.float() for _, mean, _, _ in pending]).tolist()  # the only synchronisation
-        for (name, _, samples, step), value in zip(pending, values, strict=True):
+        names, means, samples_of, steps = zip(*pending, strict=True) if pending else ((), (), (), ())
+        values = torch.stack([mean.float() for mean in means]).tolist() if means else []  # the only synchronisation
+        everyones = chain(*gather([*zip(names, values, samples_of, steps, strict=True)]))
+        for name, value, samples, step in sorted(everyones, key=itemgetter(3)):
             if name.endswith("loss") and not math.isfinite(value):
                 raise NonFiniteLossError(f"{name} is {value} at step {step}", step)
             for sums in (self.interval, self.epoch):

@@ -15,6 +15,7 @@ from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters, require_same_task
 from cifarkit.training.config import describe, warn_of_differences
+from cifarkit.training.distributed import average_statistics, gather, rank, require_alike, separate_random_states
 from cifarkit.training.loading import (
     generator_states,
     replayed,
@@ -45,7 +46,7 @@ class Run:
         stopped_because: why the run ended early, or None.
         resumed: whether it continues a checkpoint.
         config: the settings in plain JSON types.
-        images: training images seen.
+        images: training images seen, by all processes.
     """
 
     def __init__(
@@ -82,6 +83,13 @@ class Run:
         self.last_checkpoint: str | None = None
         self.resumed = False
         self.config = describe(self)
+        require_alike(
+            training_batches=self.batches_in_epoch,
+            validation_batches=len(val_loader) if val_loader is not None else None,  # type: ignore[arg-type]
+            updates=self.total_steps,
+            callbacks=[type(item).__name__ for item in trainer.callbacks],
+            parameters=[tuple(parameter.shape) for parameter in self.parameters],
+        )
         self._log_later: dict[str, float] = {}
         self._loader_state: dict[str, Any] | None = None
         self._rng_at_epoch_start: RngState | None = None
@@ -149,7 +157,6 @@ class Run:
             self.batches += 1
             self.mark_position()  # before another is asked for, as a loader that is used up moves on to its next epoch
             window.append(self.trainer.to_device(batch))
-            self.images += len(window[-1][0])
         return window
 
     def require_finite(self, metrics: Mapping[str, float]) -> None:
@@ -239,13 +246,15 @@ class Run:
         return (self.images - images) / max(time.perf_counter() - start, 1e-9)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a resumed run needs, in tensors and plain types.
+        """Return everything a resumed run needs, in tensors and plain types; all processes must ask at once.
 
         Raises:
             NonFiniteLossError: if a loss since the last log step or a weight is not finite: no bad state is saved.
         """
         self.meters.flush()
+        average_statistics(self.task)
         self._require_finite_weights()
+        own, *others = gather(self._own_state())
         names = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
         counters = {name: getattr(self, name) for name in names}
         return {
@@ -255,11 +264,18 @@ class Run:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
             "callbacks": [{"name": type(item).__name__, "state": item.state_dict()} for item in self.callbacks],
+            "config": self.config,
+            **own,
+            "other_ranks": others,
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return what each process has for itself."""
+        return {
             "loader": self._loader_state,
             "rng": RngState.capture().state_dict(),
             "generators": self._generators if self.batches else generator_states(self.train_loader),
             "rng_at_epoch_start": self._rng_at_epoch_start.state_dict() if self._rng_at_epoch_start else None,
-            "config": self.config,
         }
 
     def _require_finite_weights(self) -> None:
@@ -276,6 +292,7 @@ class Run:
             ValueError: if the state belongs to another task.
         """
         require_same_task(self.task, state)
+        state = state | _part_of_this_rank(state)
         self.task.load_state_dict(state["task"])
         for name, optimizer in self.task.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
@@ -298,6 +315,14 @@ class Run:
             self._rng_at_epoch_start = RngState.from_state_dict(state["rng_at_epoch_start"])
         self.resumed = True
 
+    def set_random_states(self, state: dict[str, Any] | None) -> None:
+        """Restore the random states of this rank; one that was not there yet gets states of its own."""
+        own = None if state is None else _part_of_this_rank(state)
+        if state is not None:
+            RngState.from_state_dict((own or state)["rng"]).restore()
+        if not own:
+            separate_random_states()
+
     def load_callbacks(self, states: list[dict[str, Any]]) -> None:
         """Give each callback the state saved by the first unused one of its kind; new kinds start fresh."""
         unused = list(states)
@@ -307,6 +332,13 @@ class Run:
                 unused.remove(match)
                 callback.load_state_dict(match["state"])
         self.notify("on_resume")
+
+
+def _part_of_this_rank(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds for this rank alone; nothing if it was saved by fewer processes."""
+    first = {name: state[name] for name in ("rng", "loader", "generators", "rng_at_epoch_start")}
+    parts: list[dict[str, Any]] = [first, *state.get("other_ranks", [])]
+    return parts[rank()] if rank() < len(parts) else {}
 
 
 def _overrides(callback: Callback, hook: str) -> bool:

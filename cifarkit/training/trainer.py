@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from cifarkit.checks import check_integer, check_items, check_number, name_kinds
 from cifarkit.inference import evaluation_mode
 from cifarkit.memory import keep_freed_memory
-from cifarkit.seeding import RngState
+from cifarkit.training import distributed
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
@@ -42,7 +42,7 @@ class Trainer:
         gradient_clip_algorithm: "norm" bounds the norm over an optimizer's parameters, "value" every entry.
         schedule: function of progress in [0, 1] that multiplies the optimizers' rates; None keeps them.
         callbacks, loggers: see :class:`Callback` and :class:`Logger`.
-        device: "auto" takes CUDA if there is one.
+        device: "auto" takes CUDA if there is one, each process of torchrun its own.
         compile: compile the networks; if that fails the run goes on without, and says so.
         progress: show a bar, or a line an epoch where stdout is no terminal.
         log_every_n_steps: updates between two log steps, the only moments when metrics leave the device.
@@ -74,7 +74,7 @@ class Trainer:
             raise ValueError(f"gradient_clip_algorithm={gradient_clip_algorithm!r} is unknown; use 'norm' or 'value'")
         self.max_epochs = None if max_epochs is None else check_integer("max_epochs", max_epochs, 0)
         self.max_steps = None if max_steps is None else check_integer("max_steps", max_steps, 0)
-        self.device = choose_device(device)
+        self.device = choose_device(distributed.own_device(device))
         self.precision = Precision(precision, self.device)
         self.accumulation = AccumulationPlan(accumulate_grad_batches)
         self.clip_algorithm = gradient_clip_algorithm
@@ -89,12 +89,13 @@ class Trainer:
     # One update: the core of the library.
 
     def train_step(self, run: Run, micro_batches: Sequence[Batch]) -> bool:
-        """Run every stage of the task once, its gradient averaged over the samples of micro_batches.
+        """Run every stage of the task once, its gradient averaged over the samples of micro_batches, on all ranks.
 
         Returns False if fp16 overflowed and no optimizer stepped.
         """
         counts = [len(batch[0]) for batch in micro_batches]
         run.stepped, total = False, sum(counts)
+        images = total
         stages = [iter(run.task.updates(batch)) for batch in micro_batches]
         while True:
             names: list[str | None] = []
@@ -103,7 +104,9 @@ class Trainer:
             if len(set(names)) > 1:
                 raise RuntimeError(f"the micro-batches of one window disagree on the next optimizer: {names}")
             if names[0] is None:
+                run.images += images
                 return run.stepped
+            images = distributed.average_gradients(run.task.optimizers[names[0]], total)
             run.stepped = self.apply(run, names[0]) or run.stepped
 
     def _accumulate(self, run: Run, stage: Iterator[Update], count: int, total: int, *, fresh: bool) -> str | None:
@@ -146,6 +149,7 @@ class Trainer:
 
     # The fit around it.
 
+    @distributed.process_group()
     def fit(
         self,
         task: Task,
@@ -170,12 +174,12 @@ class Trainer:
             ValueError: for an empty loader, or a checkpoint that is damaged or of another model.
             NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save. Also if
                 the fp16 gradients overflow at every scale.
-            SystemExit: 143 on SIGTERM and 130 on Ctrl-C, after the update is finished and saved.
+            SystemExit: 143 on SIGTERM and 130 on Ctrl-C, to any process, after the update is finished and saved.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
-        bar = [ProgressBar()] if self.progress else []
-        loggers = [*self.loggers, *bar]
+        bar = [ProgressBar()] if self.progress and distributed.rank() == 0 else []
+        loggers = [*self.loggers, *bar] if distributed.rank() == 0 else []
         run = Run(self, check_task(task), train_loader, val_loader, [*self.callbacks, *bar], loggers)
         with scheduled_rates(task.optimizers), InterruptGuard() as guard, ExitStack() as at_the_end:
             for logger in loggers:
@@ -183,7 +187,7 @@ class Trainer:
             at_the_end.callback(task.eval)
             at_the_end.callback(run.drop_gradients)
             try:
-                self._prepare(run, find_checkpoint(resume, self.callbacks))
+                self._prepare(run, distributed.from_first_rank(lambda: find_checkpoint(resume, self.callbacks)))
                 self._run_epochs(run, guard)
             except NonFiniteLossError as error:
                 message = run.explain(error)
@@ -191,12 +195,13 @@ class Trainer:
                 raise NonFiniteLossError(message, error.step) from None
         return run
 
+    @distributed.process_group()
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
         """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
         require_batches("loader", loader)
-        check_task(task).to(self.device)
+        distributed.average_statistics(check_task(task).to(self.device))
         sums: dict[str, list[Tensor]] = {}
-        counts: dict[str, int] = {}
+        counts: dict[str, float] = {}
         with (
             undisturbed(loader) as bystander,
             iterating(bystander) as batches,
@@ -205,13 +210,15 @@ class Trainer:
         ):
             for batch in batches:
                 if guard is not None:
-                    guard.check()
+                    distributed.heed(guard)
                 with self.precision.autocast():
                     results = task.evaluate(self.to_device(batch))
                 for name, (total, count) in results.items():
                     sums.setdefault(name, []).append(total.float())
                     counts[name] = counts.get(name, 0) + count
-        return {f"val_{name}": sum(torch.stack(sums[name]).tolist()) / counts[name] for name in sums}
+        totals = distributed.add_up({name: sum(torch.stack(parts).tolist()) for name, parts in sums.items()})
+        counts = distributed.add_up(counts)
+        return {f"val_{name}": total / counts[name] for name, total in totals.items()}
 
     def is_finished(self, run: Run) -> bool:
         """Tell whether the run has been stopped or has done all its epochs or updates."""
@@ -237,13 +244,14 @@ class Trainer:
         run.task.to(memory_format=torch.channels_last)
         if self.compile:
             compile_networks(run.task)
-        state = load_checkpoint(checkpoint) if checkpoint else None
+        state = distributed.from_first_rank(lambda: load_checkpoint(checkpoint)) if checkpoint else None
         if state is not None:
             try:
                 run.load_state_dict(state)
             except ValueError as error:
                 raise ValueError(f"{checkpoint}: {error}") from error
             run.last_checkpoint = str(checkpoint)
+        distributed.share_weights(run.task)
         for callback in run.callbacks:
             callback.on_fit_start(run)
             run.schedule = callback.bend_schedule(run.schedule, run)
@@ -251,16 +259,16 @@ class Trainer:
             run.load_callbacks(state["callbacks"])
         for logger in run.loggers:
             logger.start(run)
-        if state is not None:
-            RngState.from_state_dict(state["rng"]).restore()
+        run.set_random_states(state)
         run.mark_position()
+        run.stopped_because = next(filter(None, distributed.gather(run.stopped_because)), None)
 
     def _run_epochs(self, run: Run, guard: InterruptGuard) -> None:
         try:
             while not self.is_finished(run):
                 self._run_epoch(run, guard)
             run.notify("on_fit_end")
-            guard.check()
+            distributed.heed(guard)
         except Interrupted:
             run.stop(f"{guard.name} was received; {explain_resuming(run.callbacks)}")
             run.notify("on_interrupt")
@@ -271,11 +279,12 @@ class Trainer:
         run.task.train()
         with iterating(run.open_loader()) as batches:
             whole = self._run_batches(run, batches, guard)
+        distributed.average_statistics(run.task)
         # An interruption of the validation leaves the epoch open, and the resumed run validates again.
         validation = self.evaluate(run.task, run.val_loader, guard=guard) if run.val_loader is not None else {}
         run.require_finite(validation)
         run.end_epoch(validation, whole)
-        guard.check()
+        run.stopped_because = distributed.heed(guard, run.stopped_because)
 
     def _run_batches(self, run: Run, batches: Iterator[Batch], guard: InterruptGuard) -> bool:
         """Train on the batches of an epoch; return False if the run ended before the last of them."""
@@ -289,7 +298,7 @@ class Trainer:
             if stepped:
                 for hook in run.step_hooks:
                     hook(run)
-            guard.check()
+            run.stopped_because = distributed.heed(guard, run.stopped_because)
             if run.batches_left and self.is_finished(run):
                 return False
         return True
