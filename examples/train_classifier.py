@@ -3,7 +3,8 @@
     python examples/train_classifier.py --data cifar10 --root data --download --model resnet18 --precision bf16-mixed
 
 Every run gets a folder of its own below runs/, with settings, metrics, checkpoints and pictures. A run that was stopped
-or killed goes on with the same flags and --resume runs/<its folder>. Measured runs stand in docs/results.md.
+or killed goes on with the same flags and --resume runs/<its folder>. Measured runs stand in docs/results.md. Several
+processes share each batch when the script is started by torchrun --nproc-per-node 2 examples/train_classifier.py.
 """
 
 import argparse
@@ -20,7 +21,7 @@ flag("--root", default="data", help="where CIFAR lies")
 flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--model", default="speednet", choices=["speednet", "resnet18", "resnet34"])
 flag("--epochs", type=int, default=10)
-flag("--batch-size", type=int, default=128)
+flag("--batch-size", type=int, default=128, help="of all processes together")
 flag("--optimizer", default="sgd", choices=["sgd", "muon"], help="muon: orthogonal steps for the convolutions")
 flag("--lr", type=float, help="peak rate; 0.1 for sgd, 0.03 for muon")
 flag("--seed", type=int, default=0)
@@ -68,8 +69,10 @@ augmentation = [] if args.no_augmentation else augmentation
 augmentation += [transforms.RandomRotation(args.rotation)] if args.rotation else []
 augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
 augment = transforms.Compose([*augmentation, normalize])
-train_loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=augment)
-val_loader = data.Loader(val_set, 500, transform=normalize)
+part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
+batch_size = args.batch_size // part["world_size"]
+train_loader = data.Loader(train_set, batch_size, shuffle=True, seed=args.seed, transform=augment, **part)
+val_loader = data.Loader(val_set, 500, transform=normalize, **part)
 
 build = {"speednet": models.SpeedNet, "resnet18": models.resnet18, "resnet34": models.resnet34}[args.model]
 model = build(train_set.num_classes)
@@ -99,8 +102,11 @@ trainer = training.Trainer(
     loggers=loggers,
 )
 run = trainer.fit(task, train_loader, val_loader, resume=args.resume)
-plots.training_curves(run.history, folder / "curves.png")
-print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
 if args.test is not None:
-    results = trainer.evaluate(task, data.Loader(load(args.test or args.data, train=False), 500, transform=normalize))
-    print(f"test_acc {results['val_acc']:.4f}")
+    test_set = load(args.test or args.data, train=False)
+    results = trainer.evaluate(task, data.Loader(test_set, 500, transform=normalize, **part))
+if part["rank"] == 0:
+    plots.training_curves(run.history, folder / "curves.png")
+    print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
+    if args.test is not None:
+        print(f"test_acc {results['val_acc']:.4f}")

@@ -73,6 +73,10 @@ class Question:
         largest = torch.maximum(at_images.abs().amax(1), at_starts.abs().amax(1))
         return change, torch.maximum(change.abs(), _SMALL * largest)
 
+    def scores(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the logit of the target of each image, float64 (B,)."""
+        return self._all_logits(images).gather(1, targets[:, None])[:, 0]
+
     @torch.no_grad()
     def _all_logits(self, images: Tensor) -> Tensor:
         return torch.cat([self.forward(part) for part in torch.split(images, self.max_batch)]).double()

@@ -384,6 +384,7 @@ BAD = [
     ({"method": "smooth_grad_squared", "stdev": -1}, ValueError, "stdev=-1 must be at least 0"),
     ({"method": "integrated_gradients", "steps": 0}, ValueError, "steps=0 must be at least 1"),
     ({"method": "integrated_gradients", "tolerance": 0}, ValueError, "tolerance=0 must be above 0"),
+    ({"method": "smooth_grad_squared", "steps": 0}, ValueError, "steps=0 must be at least 1"),
     ({"method": "integrated_gradients", "max_steps": 8}, ValueError, "max_steps=8 must be at least 16"),
     ({"method": "grad_cam", "layer": "mor"}, ValueError, "layer='mor' is no module.*did you mean 'more'"),
     ({"method": "grad_cam", "layer": "head"}, ValueError, r"layer='head' puts out \(1, 4\)"),
