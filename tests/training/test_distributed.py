@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,3 +369,40 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     assert distributed.own_device("auto") == distributed.own_device(torch.device("cuda")) == "cuda:1"
     assert distributed.own_device("cuda:3") == "cuda:3"
+
+
+# torchrun itself.
+
+
+class Kill(Callback):
+    """Kill rank 1 once, when a checkpoint is two updates old."""
+
+    def on_step_end(self, run: Run) -> None:
+        if run.step == 6 and distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until_killed(folder: Path, *callbacks: Callback) -> None:
+    seed_everything(1)
+    saves = ModelCheckpoint(folder, every_n_steps=4)
+    run = fit(classifier(dropout=0.5), loader(8), None, saves, *callbacks, resume="auto")
+    assert run.step == 8
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_after_a_killed_process_from_the_last_checkpoint(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys; from test_distributed import *; "
+        "train_until_killed(pathlib.Path(sys.argv[1]), *[Kill()][: len(sys.argv) - 2])"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    for name, extra in (("killed", ["kill"]), ("whole", [])):
+        command = [*torchrun, str(script), str(tmp_path / name), *extra]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("exitcode: -9" in done.stderr) == bool(extra)
+    killed, whole = (load_checkpoint(tmp_path / name / "last.pt")["task"] for name in ("killed", "whole"))
+    torch.testing.assert_close(killed, whole, rtol=0, atol=0)
