@@ -1,6 +1,6 @@
 """Graph attention by sorting, against the same attention with its weights formed: seconds, memory, growth.
 
-    python benchmarks/attention.py            # about 8 minutes on 2 cores
+    python benchmarks/attention.py            # about 5 minutes on 2 cores
     python benchmarks/attention.py --tiny     # seconds, to see that it runs
 
 One call is forward and backward of query, key and value, fp32, one image, 8 heads of 64 numbers a node. The peers are

@@ -1,6 +1,6 @@
 """How much faster than Captum called with its defaults, and at which memory, are attributions of a ResNet-18?
 
-    CIFARKIT_DATA=data python benchmarks/attribution.py --weights runs/<of train_classifier.py>/best.pt   # 40 minutes
+    CIFARKIT_DATA=data python benchmarks/attribution.py --weights runs/<of train_classifier.py>/best.pt
     python benchmarks/attribution.py --tiny     # a minute, drawn images and random weights, to see that it runs
 
 Both sides explain the predicted classes of the same images with the same network in one process, and take turns.

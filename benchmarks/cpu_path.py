@@ -1,6 +1,6 @@
 """How much faster than plain PyTorch are a training step and an evaluation of a ResNet-18 on a CPU?
 
-    python benchmarks/cpu_path.py            # about 12 minutes on 2 cores
+    python benchmarks/cpu_path.py
     ... --weights runs/<of train_classifier.py>/last.pt with CIFARKIT_DATA set: accuracies as well
 
 Every measurement is a process of its own, since the allocator's settings are those of a process, and the contenders

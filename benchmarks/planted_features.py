@@ -1,6 +1,6 @@
 """Score every explanation where the right answer is known, beside the figures of trust that need no answer.
 
-    python benchmarks/planted_features.py            # about 10 minutes on 2 cores
+    python benchmarks/planted_features.py
     python benchmarks/planted_features.py --tiny     # seconds, to see that it runs
 
 Each image is a drawn shape in dull colours with two squares at random places: a plain one in red, green, blue or

@@ -1,6 +1,6 @@
 """Seconds an image and step of sampling from DDPM's U-Net, against diffusers as it comes and at its best.
 
-    python benchmarks/sampler.py            # about 3 minutes on 2 cores
+    python benchmarks/sampler.py
     python benchmarks/sampler.py --tiny     # seconds, to see that it runs
 
 All sides draw images of 32 x 32 by ancestral sampling from random weights, 16 images at a time, with U-Nets of the same

@@ -2,8 +2,8 @@
 
     python examples/speedrun.py --data cifar10 --root data --download --recipe 4-minutes --test
 
-Before it starts it times a few updates and says how long the run will take on this machine. Expected accuracies and
-seconds stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>.
+Before it starts it times a few updates and says how long the run will take on this machine. Accuracies that were
+reached stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>.
 """
 
 import argparse

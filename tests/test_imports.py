@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files", "folding", "checks", "memory"}
+GROUND = {"seeding", "inference", "files", "folding", "labels", "checks", "memory"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
     "files": GROUND,
     "folding": GROUND,
+    "labels": GROUND,
     "checks": GROUND,
     "memory": GROUND,
     "data": GROUND,

@@ -47,7 +47,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "grad_cam": grad_cam,
 }
 METHODS = tuple(_FUNCTIONS)
-_MANY_PASSES = {"integrated_gradients", "smooth_grad_squared", "gradient_shap"}
+_MANY_PASSES = {"integrated_gradients": 16, "smooth_grad_squared": 200, "gradient_shap": 50}  # an image, at the least
 _CAPTUM_NAMES = {
     "n_steps": "steps",
     "n_samples": "samples",
@@ -105,11 +105,11 @@ def attribute(
         inference_autocast(precision, device),
         _without_captum_warnings(),
     ):
-        # Folding the BatchNorms gives gradients a tenth in bf16 and nothing in fp32, where without it they are
-        # Captum's to the last digits: a ReLU at the edge may fall to the other side by rounding alone.
+        # In fp32 gradients stay those of the model itself, and Captum's to the last digits: with folded BatchNorms a
+        # ReLU at the edge may fall to the other side by rounding alone.
         question = ask(model, images, targets, size, seed)
         if method in _MANY_PASSES and precision != "fp32":
-            question = question.with_frozen_network()
+            question = question.with_frozen_network(_MANY_PASSES[method] * len(question.images))
         try:
             maps = function(question, **options)
         except RuntimeError as error:

@@ -10,8 +10,6 @@ from torch import Tensor
 from cifarkit.attribution.question import Question
 from cifarkit.checks import check_size
 
-_WORTH_FREEZING = 500  # evaluations; folding the BatchNorms of a ResNet-18 costs as much as ten
-
 
 def occlusion(question: Question, *, window: Any = 4, stride: Any = None, baselines: Any = None) -> Tensor:
     """Return how much the logit falls when a window over a pixel is covered, the mean of all windows that cover it.
@@ -40,8 +38,7 @@ def occlusion(question: Question, *, window: Any = 4, stride: Any = None, baseli
     counts = [-(-(side - own) // step) + 1 for side, own, step in zip(sides, windows, strides, strict=True)]
     positions, channels = counts[0] * counts[1], question.images.shape[1]
     passes = -(-positions // question.max_batch)
-    if len(question.images) * positions >= _WORTH_FREEZING:
-        question = question.with_frozen_network()
+    question = question.with_frozen_network(len(question.images) * positions)
     method, maps = Occlusion(question.forward), []
     for images, targets, starts in question.batches(
         question.max_batch // positions, question.baselines(baselines).contiguous()

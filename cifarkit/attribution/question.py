@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifarkit.attribution.scoring import baseline_images, check_images
+from cifarkit.attribution.scoring import baseline_images, check_class_numbers, check_images
 from cifarkit.checks import check_integer
-from cifarkit.inference import device_of, frozen
+from cifarkit.inference import device_of, frozen_copy
 from cifarkit.seeding import RngState
 
 _SMALL = 0.01  # share of the largest logit; a smaller change of the class's logit counts as this much
@@ -45,10 +45,10 @@ class Question:
             images = images.contiguous(memory_format=torch.channels_last)  # the layout of frozen copies
         return compute_logits(self.network, images)
 
-    def with_frozen_network(self) -> Question:
-        """Return the question put to a copy of the model with folded BatchNorms, where that is possible."""
+    def with_frozen_network(self, evaluations: int) -> Question:
+        """Return the question put to a copy with folded BatchNorms, where that is possible and worth it."""
         with torch.no_grad():
-            return replace(self, network=frozen(self.model, self.images[: self.max_batch]))
+            return replace(self, network=frozen_copy(self.model, self.images[: self.max_batch], evaluations))
 
     def baselines(self, value: Any) -> Tensor:
         """Return the images that stand for "nothing to see" (B, C, H, W): zero for None, or see baseline_images."""
@@ -98,7 +98,7 @@ def ask(model: nn.Module, images: Any, targets: Any, max_batch: int, seed: int) 
         if targets is None:
             classes = torch.cat([compute_logits(model, part).argmax(1) for part in torch.split(given, max_batch)])
         else:
-            classes = _check_targets(targets, len(given), count)
+            classes = check_class_numbers(targets, len(given), count)
     return Question(model, model, given, classes.to(given.device), max_batch, check_integer("seed", seed))
 
 
@@ -154,22 +154,3 @@ def _count_classes(model: nn.Module, image: Tensor) -> int:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must map images (B, C, H, W) to logits (B, K); for one image it returned {got}")
     return logits.shape[1]
-
-
-def _check_targets(targets: Any, count: int, num_classes: int) -> Tensor:
-    """Return int64 (B,) from one class for all images, or one for each."""
-    if isinstance(targets, Tensor | np.ndarray) and targets.ndim:
-        values = torch.as_tensor(targets).detach()
-        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            raise TypeError(f"targets must be class numbers, int64 (B,); got {values.dtype}")
-        if tuple(values.shape) != (count,):
-            raise ValueError(f"targets must be one class for each of {count} images; got shape {tuple(values.shape)}")
-    elif isinstance(targets, list | tuple):
-        kind = type(targets).__name__
-        raise TypeError(f"targets is a {kind}; give an integer, a tensor (B,), or None for the predicted class")
-    else:
-        values = torch.full((count,), check_integer("targets", targets))
-    wrong = values[(values < 0) | (values >= num_classes)]
-    if len(wrong):
-        raise ValueError(f"targets hold class {int(wrong[0])}; the model has classes 0 to {num_classes - 1}")
-    return values.long()

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number
-from cifarkit.inference import device_of, evaluation_mode, frozen, inference_autocast, predict
+from cifarkit.inference import device_of, evaluation_mode, frozen_copy, inference_autocast, predict
 
 MAX_BATCH = 128  # images at a time if the caller does not say
-_WORTH_FREEZING = 1_000  # images; folding the BatchNorms of a ResNet-18 takes a tenth of a second
 
 
 def check_max_batch(max_batch: int | None) -> int:
@@ -45,7 +44,8 @@ def check_targets(model: nn.Module, images: Tensor, targets: Any, max_batch: int
         TypeError: if targets are no integers.
         ValueError: if their number is wrong, or the model has no such class.
     """
-    logits = predict(model, images, batch_size=max_batch, precision="fp32")
+    asked = images if targets is None else images[:1]  # one tells the number of classes
+    logits = predict(model, asked, batch_size=max_batch, precision="fp32")
     if logits.dim() != 2:
         raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
     return logits.argmax(1) if targets is None else check_class_numbers(targets, len(images), logits.shape[1])
@@ -156,7 +156,7 @@ def class_scores(
     """
     device, found = device_of(model), []
     with evaluation_mode(model), inference_autocast(precision, device):
-        network = frozen(model, images) if count >= _WORTH_FREEZING else model
+        network = frozen_copy(model, images, count)
         for batch, targets in batches:
             logits = network(batch.to(device, memory_format=torch.channels_last)).float()
             scores = logits.softmax(1) if probability else logits

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cifarkit.checks import check_integer, check_number
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.labels import check_labels
 
 TARGETS = ("noise", "velocity")
 
@@ -47,7 +48,7 @@ def as_denoiser(
         raise ValueError(f"target='velocity' needs the NoiseSchedule of the training; got schedule={schedule!r}")
     num_classes = count_classes(model)
     if labels is not None:
-        _check_labels(labels, num_classes)
+        check_labels(labels, torch.as_tensor(labels).numel(), num_classes, null=True)
     if guidance and labels is None:
         raise ValueError(f"guidance={guidance} needs labels: it moves images towards the class they are to show")
     if guidance and num_classes is None:
@@ -123,16 +124,3 @@ def check_target(target: str) -> str:
     if target not in TARGETS:
         raise ValueError(f"target={target!r} is unknown; use 'noise' or 'velocity'")
     return target
-
-
-def _check_labels(labels: Tensor, num_classes: int | None) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
-        found = f"{labels.dtype}, {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an int64 tensor (B,); got {found}")
-    if num_classes is None:
-        raise ValueError("labels were given, but the model has no num_classes: it is unconditional")
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
-    if low < 0 or high > num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, but the model knows 0 to {num_classes - 1}, and {num_classes} for none"
-        )

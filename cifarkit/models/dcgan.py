@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarkit.checks import check_integer
-from cifarkit.models.labels import check_labels
+from cifarkit.labels import check_labels
 from cifarkit.models.spectral import normalize_spectrum
 
 _SMALLEST_SIDE = 4  # of the images inside, from which the generator grows and to which the discriminator shrinks

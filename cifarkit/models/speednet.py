@@ -39,7 +39,7 @@ class SpeedNet(nn.Module):
             raise ValueError(f"widths={widths!r} must be three positive integers, such as (64, 256, 256)")
         widths = [check_integer(f"widths[{index}]", width, 1) for index, width in enumerate(widths)]
         if check_integer("depth", depth) not in (2, 3):
-            raise ValueError(f"depth={depth} is not offered; use 2, or 3 for the network of 96 %")
+            raise ValueError(f"depth={depth} is not offered; use 2, or 3 with a residual connection")
         self.stem = nn.Sequential(nn.Conv2d(3, _STEM_WIDTH, kernel_size=2), nn.GELU())
         inputs = (_STEM_WIDTH, *widths[:-1])
         self.groups = nn.Sequential(

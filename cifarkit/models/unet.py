@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarkit.checks import check_integer, check_number
+from cifarkit.labels import check_labels
 from cifarkit.models.attention import SelfAttention
-from cifarkit.models.labels import check_labels
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -219,7 +219,7 @@ def _build_ways(
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Normalise groups of at least 16 channels, at most 32 groups; on a CPU smaller groups take many times as long."""
+    """Normalise groups of at least 16 channels, at most 32 groups; a CPU is slow with smaller ones."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 16), channels), channels)
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 from cifarkit.checks import check_integer
 from cifarkit.inference import evaluation_mode
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.distributed import rank
 from cifarkit.training.loading import iterating, undisturbed
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class GANHealth(Callback):
         self.verdict = describe_health(diversity, on_real, on_fake, collapsed)
         if self.returned:
             self.verdict += f"; returned {self.returned} of {self.returns} times from weights that were not finite"
-        if run.trainer.progress:
+        if run.trainer.progress and rank() == 0:
             from tqdm import tqdm
 
             tqdm.write(f"epoch {run.history[-1]['epoch']}: {self.verdict}")  # above the bar, if there is one

@@ -16,6 +16,7 @@ from cifarkit.inference import evaluation_mode
 from cifarkit.seeding import RngState
 from cifarkit.training.averaging import WeightAveraging
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.distributed import from_first_rank
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class SampleGrid(Callback):
     """Make images after an epoch, send them to the loggers and keep them as a picture, ``folder/epoch-000.png``.
 
-    The networks are in evaluation mode meanwhile, and training does not notice which random numbers are drawn.
+    The networks are in evaluation mode meanwhile, and training does not notice which random numbers are drawn. Of
+    several processes rank 0 makes them and the others wait; all must have the callback.
 
     Args:
         sample: task -> images (B, C, H, W) in [-1, 1]; from the same noise each time, they can be compared.
@@ -49,9 +51,11 @@ class SampleGrid(Callback):
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
 
     def on_epoch_end(self, run: Run) -> None:
+        if (run.history[-1]["epoch"] + 1) % self.every_n_epochs == 0:
+            from_first_rank(lambda: self._make(run))
+
+    def _make(self, run: Run) -> None:
         epoch = run.history[-1]["epoch"]
-        if (epoch + 1) % self.every_n_epochs:
-            return
         averaged = (
             self.average.swapped(run.task) if self.average is not None and self.average.updates else nullcontext()
         )

@@ -14,8 +14,8 @@ from cifarkit.transforms.base import Transform, draws_for, to_float
 class ByEpoch(Transform):
     """Use each transform from its epoch on, until the next one takes over.
 
-    A network with a global pooling, such as SpeedNet or a ResNet, reads images of any size, and a step on 24 x 24
-    pixels costs 0.56 of one on 32 x 32. So it may learn the first epochs from smaller crops.
+    A network with a global pooling, such as SpeedNet or a ResNet, reads images of any size, and 24 x 24 are 0.56 times
+    the pixels of 32 x 32. So it may learn the first epochs from smaller crops, in less time.
 
     Args:
         stages: {first epoch: transform}, epochs from 0; one stage must begin at 0.

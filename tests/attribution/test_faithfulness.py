@@ -162,7 +162,7 @@ def test_the_frozen_copy_of_long_work_gives_the_same_curve(monkeypatch: pytest.M
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     model(photos(20))  # gives BatchNorm statistics
     plain = deletion_curve(model, photos(), 0, photos(), steps=8)
-    monkeypatch.setattr(scoring, "_WORTH_FREEZING", 1)
+    monkeypatch.setattr("cifarkit.inference._WORTH_FREEZING", 1)
     assert torch.allclose(deletion_curve(model, photos(), 0, photos(), steps=8).scores, plain.scores, atol=1e-5)
 
 
@@ -203,7 +203,7 @@ def test_a_curve_reads_as_one_line() -> None:
     ("changes", "error", "message"),
     [
         ({"model": photos}, TypeError, "model is a function; give a torch.nn.Module"),
-        ({"model": nn.Conv2d(3, 3, 1)}, ValueError, r"must return logits \(B, K\); it returned shape \(3, 3, 4, 4\)"),
+        ({"model": nn.Conv2d(3, 3, 1)}, ValueError, r"must return logits \(B, K\); it returned shape \(1, 3, 4, 4\)"),
         ({"images": [1]}, TypeError, "images must be a float tensor, transformed as in training; got list"),
         ({"images": photos().byte()}, TypeError, "images must be .* got torch.uint8"),
         ({"images": photos()[0]}, ValueError, r"images must be \(B, C, H, W\), at least one; got shape \(3, 4, 4\)"),

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_named() -> None:
         model(noisy(channels=1), T)
     with pytest.raises(ValueError, match=r"t must be \(3,\), one time for each image; got shape \(\)"):
         model(noisy(), torch.tensor(5))
-    with pytest.raises(ValueError, match="labels run from 0 to 6; they must be 0 to 4, or 5 for none"):
+    with pytest.raises(ValueError, match="0 to 6; for num_classes=5 they must be 0 to 4, or 5 for none"):
         model(noisy(), T, torch.tensor([0, 6, 1]))
     with pytest.raises(ValueError, match="labels are given, but the network has num_classes=None"):
         tiny()(noisy(), T, torch.tensor([0, 1, 1]))

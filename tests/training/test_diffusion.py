@@ -204,9 +204,9 @@ def test_bf16_is_close_to_fp32() -> None:
         (IMAGES * 2, LABELS, ValueError, r"images run from -2 to 1\.99 .* not in \[-1, 1\]: give transform"),
         (IMAGES.byte(), LABELS, TypeError, r"images must be float in \[-1, 1\]; got torch\.uint8: give transform=Norm"),
         (IMAGES * torch.nan, LABELS, ValueError, "images hold NaN or infinite values in the first batch"),
-        (IMAGES, LABELS + 1, ValueError, "labels run from 1 to 4, but the model knows 4 classes; build it with num_cl"),
+        (IMAGES, LABELS + 1, ValueError, "labels run from 1 to 4; for num_classes=4 they must be 0 to 3"),
         (IMAGES, LABELS - 1, ValueError, "labels run from -1 to 2"),
-        (IMAGES, LABELS.float(), TypeError, r"labels must be int64 \(B,\); got torch.float32 of shape \(6,\)"),
+        (IMAGES, LABELS.float(), TypeError, r"labels must be an int64 tensor \(6,\); got torch.float32"),
     ],
 )
 def test_a_first_batch_that_does_not_fit_is_named(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from cifarkit.checks import check_number, has_parameter
 from cifarkit.diffusion.denoiser import check_target, count_classes
 from cifarkit.diffusion.schedule import NoiseSchedule
+from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
 
 _REMEDY = "give transform=Normalize(0.5, 0.5) to the Loader, behind what else it does"
@@ -110,7 +111,7 @@ class DiffusionTask(Task):
         if not self._checked:
             _check_images(images)
             if labels is not None and self.num_classes is not None:
-                _check_labels(labels, self.num_classes)
+                check_labels(labels.cpu(), len(images), self.num_classes)
             self._checked = True
         return images, labels
 
@@ -128,17 +129,6 @@ def _check_images(images: Tensor) -> None:
             f"images run from {low:.3g} to {high:.3g} in the first batch, as if in [0, 1]; diffusion wants [-1, 1]: "
             f"{_REMEDY}",
             stacklevel=5,
-        )
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise TypeError(f"labels must be int64 (B,); got {labels.dtype} of shape {tuple(labels.shape)}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, but the model knows {num_classes} classes; "
-            f"build it with num_classes={high + 1} or more, labels from 0"
         )
 
 

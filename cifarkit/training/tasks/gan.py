@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_callable, check_integer
+from cifarkit.labels import check_labels
 from cifarkit.seeding import Draws
 from cifarkit.training.task import Batch, Task, Update
 
@@ -136,7 +137,7 @@ class GANTask(Task):
                 f"images run from {low:.3g} to {high:.3g}, but a generator makes [-1, 1]; use Normalize(0.5, 0.5)"
             )
         if self.num_classes is not None:
-            _check_labels(labels, self.num_classes)
+            check_labels(None if labels is None else labels.cpu(), len(images), self.num_classes)
         self._checked = True
         return images, labels
 
@@ -160,15 +161,3 @@ def _common_classes(generator: nn.Module, discriminator: nn.Module) -> int | Non
     if both[0] != both[1]:
         raise ValueError(f"generator has num_classes={both[0]}, discriminator num_classes={both[1]}; give both one")
     return None if both[0] is None else check_integer("num_classes", both[0], 1)
-
-
-def _check_labels(labels: Tensor | None, num_classes: int) -> None:
-    if labels is None or labels.dtype != torch.int64 or labels.dim() != 1:
-        got = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise TypeError(f"labels must be int64 (B,) for networks with num_classes={num_classes}; got {got}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, but the networks have num_classes={num_classes}; "
-            f"build them with {high + 1} or more, labels from 0"
-        )

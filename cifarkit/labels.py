@@ -1,4 +1,4 @@
-"""Labels as the generating networks take them."""
+"""Labels as class-conditional networks take them."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def check_labels(labels: Tensor | None, count: int, num_classes: int | None, *, 
     if count and labels.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_classes + null:
-            meaning = f", or {num_classes} for none" if null else ""
-            raise ValueError(f"labels run from {low} to {high}; they must be 0 to {num_classes - 1}{meaning}")
+            wanted = f"0 to {num_classes - 1}" + (f", or {num_classes} for none" if null else "")
+            raise ValueError(f"labels run from {low} to {high}; for num_classes={num_classes} they must be {wanted}")

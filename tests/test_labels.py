@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifarkit.models.labels import check_labels
+from cifarkit.labels import check_labels
 
 LABELS = torch.tensor([0, 2, 1])
 
@@ -26,9 +26,21 @@ def test_labels_that_fit_pass(labels: Any, classes: Any, null: bool) -> None:
         (LABELS.float(), 3, True, TypeError, r"labels must be an int64 tensor \(3,\); got torch.float32"),
         ([0, 2, 1], 3, True, TypeError, r"labels must be an int64 tensor \(3,\); got a list"),
         (LABELS[:2], 3, True, ValueError, r"labels must be \(3,\), one for each image; got shape \(2,\)"),
-        (LABELS, 2, False, ValueError, "labels run from 0 to 2; they must be 0 to 1$"),
-        (LABELS + 1, 2, True, ValueError, "labels run from 1 to 3; they must be 0 to 1, or 2 for none"),
-        (LABELS - 1, 3, True, ValueError, "labels run from -1 to 1; they must be 0 to 2, or 3 for none"),
+        (LABELS, 2, False, ValueError, "labels run from 0 to 2; for num_classes=2 they must be 0 to 1$"),
+        (
+            LABELS + 1,
+            2,
+            True,
+            ValueError,
+            "1 to 3; for num_classes=2 they must be 0 to 1, or 2 for none",
+        ),
+        (
+            LABELS - 1,
+            3,
+            True,
+            ValueError,
+            "-1 to 1; for num_classes=3 they must be 0 to 2, or 3 for none",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_named(
