@@ -46,11 +46,13 @@ from cifarkit import (
     models,
     muon_groups,
     predict,
+    recipes,
     save_weights,
     schedules,
     seed_everything,
     transforms,
 )
+from cifarkit.training import SelectiveTask
 
 WORK = Path("runs/graph_block.jsonl")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,6 +112,9 @@ class Study:
         epochs, more_epochs: of rows a and b; of the others.
         batch_size, precision, heads: of all rows.
         head_rate, backbone_factor: AdamW's rate for the head, and the backbone's over it where it is tuned.
+        small_epochs: first epochs of rows a and b that see crops of 24 pixels.
+        keep: share of the images that rows a and b are trained on, those a proxy finds hardest.
+        views: crops that are averaged to score an image.
     """
 
     data: str
@@ -126,6 +131,9 @@ class Study:
     heads: int
     head_rate: float
     backbone_factor: float
+    small_epochs: int
+    keep: float
+    views: int
 
     @property
     def key(self) -> str:
@@ -187,23 +195,21 @@ def build(row: Row, backbone: nn.Module, study: Study, num_classes: int) -> nn.M
 
 def train(row: Row, model: nn.Module, study: Study, sets: Sets, seed: int, folder: Path) -> Run:
     """Train the row, or go on with what an earlier call left in the folder."""
-    crop = transforms.RandomCrop(sets.train.image_shape[1:], padding=2)
-    augment = transforms.Compose([crop, transforms.AlternatingFlip(), sets.normalize])
-    transform = sets.normalize if row.stage == "frozen" else augment
-    train_loader = Loader(sets.train, study.batch_size, shuffle=True, seed=seed, transform=transform, device=DEVICE)
-    val_loader = Loader(sets.val, 500, transform=sets.normalize, device=DEVICE)
-    epochs, schedule, network = study.more_epochs, schedules.cosine(warmup=0.1), model
+    train_loader: Loader | data.FeatureLoader = make_loader(row, study, sets, seed)
+    val_loader: Loader | data.FeatureLoader = Loader(sets.val, 500, transform=sets.normalize, device=DEVICE)
     if row.stage == "scratch":
         epochs, schedule = study.epochs, schedules.one_cycle()
-        optimizer: torch.optim.Optimizer = Muon(muon_groups(model, lr=0.04))
+        task = task_from_start(model, study, sets)
     else:
         assert isinstance(model, models.HybridClassifier)
+        epochs, schedule, network = study.more_epochs, schedules.cosine(warmup=0.1), model
         optimizer = torch.optim.AdamW(model.parameter_groups(study.head_rate, study.backbone_factor))
-    if row.stage == "frozen":
-        network, inference = model.head, _inference(study)
-        train_loader, val_loader = (
-            data.FeatureLoader(loader, model.features, precision=inference) for loader in (train_loader, val_loader)
-        )
+        if row.stage == "frozen":
+            network, inference = model.head, _inference(study)
+            train_loader, val_loader = (
+                data.FeatureLoader(loader, model.features, precision=inference) for loader in (train_loader, val_loader)
+            )
+        task = ClassificationTask(network, optimizer, label_smoothing=0.1)
     trainer = Trainer(
         max_epochs=epochs,
         schedule=schedule,
@@ -211,8 +217,39 @@ def train(row: Row, model: nn.Module, study: Study, sets: Sets, seed: int, folde
         callbacks=[ModelCheckpoint(folder, every_n_steps=max(1, min(100, len(train_loader) // 2)))],
         loggers=[CSVLogger(folder)],
     )
-    task = ClassificationTask(network, optimizer, label_smoothing=0.1)
     return trainer.fit(task, train_loader, val_loader, resume="auto")
+
+
+def make_loader(row: Row, study: Study, sets: Sets, seed: int) -> Loader:
+    """Make the training batches of a row: crops and flips, except where features are computed once."""
+    size = sets.train.image_shape[1:]
+    flip = transforms.AlternatingFlip()
+    whole = transforms.Compose([transforms.RandomCrop(size, padding=2), flip, sets.normalize])
+    small = transforms.Compose([transforms.RandomCrop(24), flip, sets.normalize])
+    transform: transforms.Transform = sets.normalize if row.stage == "frozen" else whole
+    count = study.batch_size
+    if row.stage == "scratch":
+        count = round(count / study.keep)
+        if study.small_epochs:
+            transform = transforms.ByEpoch({0: small, study.small_epochs: whole})
+    return Loader(sets.train, count, shuffle=True, seed=seed, transform=transform, device=DEVICE)
+
+
+def task_from_start(model: nn.Module, study: Study, sets: Sets) -> ClassificationTask:
+    """Train all weights by Muon, on all images or on those that a proxy finds hardest."""
+    optimizer = Muon(muon_groups(model, lr=0.04))
+    if study.keep == 1:
+        return ClassificationTask(model, optimizer, label_smoothing=0.1)
+    proxy = recipes.SPEEDRUN["1-minute"].task(sets.train)  # its rates are for batches of 250 to 500
+    return SelectiveTask(
+        model,
+        optimizer,
+        proxy.model,
+        proxy.optimizers["model"],
+        keep=study.keep,
+        proxy_share=0.5,
+        label_smoothing=0.1,
+    )
 
 
 def run_row(name: str, study: Study, sets: Sets, seed: int, folder: Path, weights: Path | None) -> dict[str, Any]:
@@ -238,14 +275,14 @@ def run_row(name: str, study: Study, sets: Sets, seed: int, folder: Path, weight
     save_weights(model, own / "weights.pt")
     scores: dict[str, Any] = {}
     for part, images in (("val", sets.val), ("test", sets.test)):
-        right = score(model, images, sets.normalize, _inference(study))
+        right = score(model, images, sets.normalize, study)
         scores |= {part: right.float().mean().item(), f"{part}_right": np.packbits(right.numpy()).tobytes().hex()}
     return {"study": asdict(study), "row": name, "seed": seed, **spent, **scores}
 
 
-def score(model: nn.Module, images: data.ImageDataset, normalize: transforms.Normalize, precision: str) -> Tensor:
+def score(model: nn.Module, images: data.ImageDataset, normalize: transforms.Normalize, study: Study) -> Tensor:
     """Tell for each image whether the model is right: bool (N,)."""
-    logits = predict(model, normalize(images.images), precision=precision)
+    logits = predict(model, normalize(images.images), precision=_inference(study), views=study.views)
     return logits.argmax(1) == images.labels
 
 
@@ -279,7 +316,8 @@ def estimate(study: Study, sets: Sets, missing: Sequence[tuple[str, int]], given
     seconds = [trainer.fit(task, Loader(sample, study.batch_size, device=DEVICE)).seconds for _ in range(2)][1]
     an_epoch = seconds * len(sets.train) / len(sample)
     # A pass for features takes about a third of an epoch of training, and so do the epochs of the head.
-    epochs = {"scratch": study.epochs, "frozen": 0.7, "tuned": study.more_epochs}
+    from_start = study.keep * (study.epochs - 0.44 * study.small_epochs)
+    epochs = {"scratch": from_start, "frozen": 0.7, "tuned": study.more_epochs}
     needed = sum(0 if given and name == "a" else epochs[ROWS[name].stage] for name, _ in missing)
     return f"{len(missing)} rows to go, about {needed * an_epoch / 60:.0f} minutes at {an_epoch:.0f} s an epoch"
 
@@ -394,6 +432,9 @@ def parse() -> argparse.Namespace:
     flag("--more-epochs", type=int, default=5, help="of the other rows")
     flag("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="a is always one of them")
     flag("--batch-size", type=int, default=256)
+    flag("--small-epochs", type=int, default=0, help="first epochs of rows a and b on crops of 24 pixels")
+    flag("--keep", type=float, default=1.0, help="share of the images that rows a and b train on, the hardest")
+    flag("--views", type=int, default=1, choices=[1, 2, 6], help="crops that are averaged to score an image")
     flag("--precision", default="bf16-mixed", choices=["fp32", "bf16-mixed"])
     flag("--heads", type=int, default=1, help="of the attention")
     flag("--head-rate", type=float, default=1e-3)
@@ -413,6 +454,7 @@ def parse() -> argparse.Namespace:
 def describe(args: argparse.Namespace, name: str, sets: Sets) -> Study:
     """Collect what the figures will depend on."""
     shared = ("backbone", "epochs", "more_epochs", "batch_size", "precision", "heads", "head_rate", "backbone_factor")
+    shared += ("small_epochs", "keep", "views")
     return Study(
         data=name,
         train_images=len(sets.train),
