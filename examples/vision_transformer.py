@@ -20,9 +20,11 @@ flag("--test", metavar="SOURCE", help="score on test images at the end, too: sha
 flag("--root", default="data", help="where CIFAR-10 lies")
 flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
 flag("--attention", default="graph", choices=["graph", "self"])
-for name, default in {"patch-size": 4, "dim": 192, "depth": 6, "heads": 3, "epochs": 10, "batch-size": 128}.items():
+for name, default in {"patch-size": 4, "dim": 192, "depth": 6, "heads": 3, "epochs": 10, "batch-size": 256}.items():
     flag(f"--{name}", type=int, default=default)
-for name, default in {"lr": 1e-3, "weight-decay": 0.05, "label-smoothing": 0.1}.items():
+flag("--optimizer", default="muon", choices=["muon", "adamw"], help="of the matrices between embedding and head")
+flag("--lr", type=float, help="0.02 for Muon, 0.001 for AdamW")
+for name, default in {"weight-decay": 0.05, "label-smoothing": 0.1}.items():
     flag(f"--{name}", type=float, default=default)
 flag("--trivial-augment", action="store_true", help="one more random change an image, of the milder kind")
 flag("--cutout", type=int, default=0, help="pixels")
@@ -56,10 +58,17 @@ val_loader = data.Loader(val_set, 500, transform=normalize)
 
 shape = {name: getattr(args, name) for name in ("patch_size", "dim", "depth", "heads", "attention")}
 model = models.VisionTransformer(image_size=size, channels=channels, num_classes=train_set.num_classes, **shape)
-matrices = [item for name, item in model.named_parameters() if item.dim() > 1 and name != "positions"]
-others = [item for item in model.parameters() if all(item is not matrix for matrix in matrices)]  # biases, norms
-groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
-mix, optimizer = transforms.CutMix(1.0) if args.cutmix else None, torch.optim.AdamW(groups, args.lr)
+hidden = [item for item in model.blocks.parameters() if item.dim() > 1]
+rest = [item for item in model.parameters() if all(item is not matrix for matrix in hidden)]
+optimizer: torch.optim.Optimizer
+if args.optimizer == "muon":
+    groups = [{"params": hidden, "weight_decay": args.weight_decay}]
+    groups += [{"params": rest, "lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9, "orthogonal": False}]
+    optimizer = training.Muon(groups, args.lr or 0.02)
+else:
+    groups = [{"params": hidden, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, args.lr or 1e-3)
+mix = transforms.CutMix(1.0) if args.cutmix else None
 task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
 
 folder = Path(args.resume) if args.resume else training.run_folder(f"vit-{args.attention}")
