@@ -33,6 +33,7 @@ class SpeedRecipe:
         cutout: side of a square that is blanked, 0 for none.
         batch_size: images that the network is trained on in an update.
         keep: share of the images that are trained on, those a proxy finds hardest (:class:`SelectiveTask`); 1 is all.
+        select_from: epoch from which the hardest are chosen; before it, the share is drawn at random.
         proxy_widths: of the proxy, a SpeedNet as well.
         kernel_lr: of :class:`Muon`'s orthogonal steps, the relative change of a filter.
         head_lr, bias_lr: of the linear head and of the BatchNorm biases, by SGD with momentum 0.85.
@@ -52,6 +53,7 @@ class SpeedRecipe:
     cutout: int = 0
     batch_size: int = 500
     keep: float = 1.0
+    select_from: int = 0
     proxy_widths: tuple[int, int, int] = (32, 64, 64)
     kernel_lr: float = 0.12
     head_lr: float = 0.02
@@ -75,8 +77,9 @@ class SpeedRecipe:
             return transforms.Compose([crop, flip, *cutout, normalize])
 
         stages = transforms.ByEpoch({epoch: augment(side) for epoch, side in self.sides.items()})
-        count = round(self.batch_size / self.keep)
-        return Loader(train_set, count, shuffle=True, drop_last=True, seed=seed, transform=stages, device=device)
+        return Loader(
+            train_set, self._images_a_batch, shuffle=True, drop_last=True, seed=seed, transform=stages, device=device
+        )
 
     def task(self, train_set: ImageDataset) -> ClassificationTask:
         """Make the network, its stem whitened and frozen, and the optimizer; and the same for the proxy, if any."""
@@ -85,8 +88,18 @@ class SpeedRecipe:
             return ClassificationTask(model, optimizer, label_smoothing=self.label_smoothing)
         proxy, proxy_optimizer = self._network(train_set, self.proxy_widths, 2)
         return SelectiveTask(
-            model, optimizer, proxy, proxy_optimizer, keep=self.keep, label_smoothing=self.label_smoothing
+            model,
+            optimizer,
+            proxy,
+            proxy_optimizer,
+            keep=self.keep,
+            start=self.select_from * (len(train_set) // self._images_a_batch),
+            label_smoothing=self.label_smoothing,
         )
+
+    @property
+    def _images_a_batch(self) -> int:
+        return round(self.batch_size / self.keep)
 
     def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: int) -> tuple[SpeedNet, Muon]:
         model = SpeedNet(train_set.num_classes, widths=widths, depth=depth)

@@ -74,6 +74,20 @@ def test_keeping_everything_is_plain_classification() -> None:
     torch.testing.assert_close(selective.metrics["acc"], expected.metrics["acc"])
 
 
+def test_before_the_start_the_model_sees_the_first_images() -> None:
+    task = make_task(keep=0.25, start=2)
+    for _ in range(3):
+        list(task.updates((brightnesses(8).flip(0), torch.zeros(8, dtype=torch.int64))))
+    assert [images.tolist() for images in task.model.seen] == [[7, 6], [7, 6], [0, 1]]
+
+
+def test_a_checkpoint_knows_how_many_batches_were_seen() -> None:
+    task, other = make_task(start=2), make_task(start=2)
+    list(task.updates((brightnesses(8), torch.zeros(8, dtype=torch.int64))))
+    other.load_state_dict(task.state_dict())
+    assert other.batches_seen == 1
+
+
 def test_a_single_image_will_do() -> None:
     assert len(list(make_task(keep=0.01, proxy_share=0.01).updates((brightnesses(1), torch.zeros(1).long())))) == 2
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from cifarkit.checks import check_number
+from cifarkit.checks import check_integer, check_number
 from cifarkit.training.task import Batch, Update
 from cifarkit.training.tasks.classification import ClassificationTask, accuracy
 
@@ -29,12 +29,16 @@ class SelectiveTask(ClassificationTask):
         proxy_optimizer: of the proxy's parameters.
         keep: share of each batch that the model is trained on, above 0 and at most 1; at least one image.
         proxy_share: share of each batch that the proxy learns from, above 0 and at most 1.
+        start: batches before the choice begins; until then the model sees the first images of each. What is hard for
+            networks that know nothing yet teaches them little.
     Raises:
-        ValueError: if a share is out of range.
+        ValueError: if a share or start is out of range.
         TypeError: if a network or an optimizer is none.
     Source: Jiang et al. 2019, "Accelerating deep learning by focusing on the biggest losers"; a proxy as in Coleman et
         al. 2020, "Selection via proxy".
     """
+
+    batches_seen: Tensor
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class SelectiveTask(ClassificationTask):
         *,
         keep: float = 0.5,
         proxy_share: float = 0.25,
+        start: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(model, optimizer, **options)
@@ -53,19 +58,24 @@ class SelectiveTask(ClassificationTask):
             raise TypeError(f"give SelectiveTask a proxy network and its optimizer, both built; got {kinds}")
         self.keep = check_number("keep", keep, 0, 1, above=True)
         self.proxy_share = check_number("proxy_share", proxy_share, 0, 1, above=True)
+        self.start = check_integer("start", start, 0)
         self.proxy = proxy
         self.optimizers["proxy"] = proxy_optimizer
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))  # so that a checkpoint carries it
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         images, labels = batch
         learnt = _count(self.proxy_share, images)
         logits = self.proxy(images[:learnt])
         losses = F.cross_entropy(logits, labels[:learnt], reduction="none", label_smoothing=self.label_smoothing)
-        judged = torch.cat([losses.detach(), self._judge(images[learnt:], labels[learnt:])])
+        chosen = torch.arange(_count(self.keep, images), device=images.device)
+        if not self.start or self.batches_seen >= self.start:
+            judged = torch.cat([losses.detach(), self._judge(images[learnt:], labels[learnt:])])
+            chosen = judged.topk(len(chosen)).indices
+        self.batches_seen += 1
         yield Update(losses.mean(), "proxy", {"acc": accuracy(logits.detach(), labels[:learnt])})
-        hardest = judged.topk(_count(self.keep, images)).indices
-        hard = images[hardest].contiguous(memory_format=torch.channels_last)  # indexing leaves that layout
-        yield from super().updates((hard, labels[hardest]))
+        kept = images[chosen].contiguous(memory_format=torch.channels_last)  # indexing leaves that layout
+        yield from super().updates((kept, labels[chosen]))
 
     @torch.no_grad()
     def _judge(self, images: Tensor, labels: Tensor) -> Tensor:
