@@ -1,13 +1,12 @@
-"""Put an attention block behind a trained network and train that alone for five epochs, as the survey does.
+"""Put an attention block behind a trained network and train that alone for five epochs.
 
     python examples/graph_attention.py --data cifar10 --root data --weights runs/<of train_classifier.py>/last.pt
 
 Without --weights a small network is trained first, in about three minutes. The features are computed once, so the
-block's epochs take seconds. benchmarks/graph_block.py measures what a block is really worth.
+block's epochs take seconds. docs/results.md shows what a block is really worth.
 """
 
 import argparse
-from collections import OrderedDict
 
 from torch import cuda, nn, optim
 
@@ -30,10 +29,12 @@ args = parser.parse_args()
 
 
 def load(source: str, train: bool) -> data.ImageDataset:
+    count = (20_000 if train else 2_000) // (40 if args.tiny else 1)
     if source == "shapes":
-        return data.shapes((20_000 if train else 2_000) // (40 if args.tiny else 1), seed=1 - train)
+        return data.shapes(count, seed=1 - train)
     is_file = source.endswith(".npz")
-    return data.load_npz(source) if is_file else data.cifar10(args.root, train=train, download=args.download)
+    images = data.load_npz(source) if is_file else data.cifar10(args.root, train=train, download=args.download)
+    return images.split(count)[0] if args.tiny else images
 
 
 def fit(network: nn.Module, optimizer: optim.Optimizer, epochs: int, *loaders: data.Loader) -> None:
@@ -56,10 +57,8 @@ val_loader = data.Loader(val_set, 500, transform=normalize)
 if args.weights:
     device = "cuda" if cuda.is_available() else "cpu"
     backbone = models.resnet18(train_set.num_classes, weights=args.weights).to(device)
-else:  # HybridClassifier cuts a network behind its part named features, and takes over its linear map named fc
-    body, pool = nn.Sequential(*list(models.SpeedNet(widths=(32, 64, 128)).children())[:-2]), nn.AdaptiveAvgPool2d(1)
-    layers = OrderedDict(features=body, pool=pool, flatten=nn.Flatten(), fc=nn.Linear(128, train_set.num_classes))
-    backbone = nn.Sequential(layers)
+else:
+    backbone = models.SpeedNet(train_set.num_classes, widths=(32, 64, 128))
     fit(backbone, training.Muon(training.muon_groups(backbone)), args.epochs, augmented, val_loader)
 print("the backbone alone:", accuracies(backbone))
 

@@ -1,4 +1,4 @@
-"""Train a vision transformer from scratch, with the survey's graph attention or the classical one.
+"""Train a vision transformer from scratch, with graph attention or the classical one.
 
     python examples/vision_transformer.py --data cifar10 --root data --epochs 30 --precision bf16-mixed --attention self
 
@@ -33,17 +33,21 @@ flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"]
 flag("--minutes", type=float, help="stop after so long")
 flag("--seed", type=int, default=0)
 flag("--resume", metavar="FOLDER")
-flag("--tiny", action="store_true", help="a few seconds, to see that it works")
+flag(
+    "--tiny", action="store_true", help="a few seconds, to see that it works: few images, one epoch of a small network"
+)
 args = parser.parse_args()
 if args.tiny:
     args.dim, args.depth, args.epochs = 48, 2, 1
 
 
 def load(source: str, train: bool) -> data.ImageDataset:
+    count = (20_000 if train else 2_000) // (40 if args.tiny else 1)
     if source == "shapes":
-        return data.shapes((20_000 if train else 2_000) // (40 if args.tiny else 1), seed=1 - train)
+        return data.shapes(count, seed=1 - train)
     is_file = source.endswith(".npz")
-    return data.load_npz(source) if is_file else data.cifar10(args.root, train=train, download=args.download)
+    images = data.load_npz(source) if is_file else data.cifar10(args.root, train=train, download=args.download)
+    return images.split(count)[0] if args.tiny else images
 
 
 seed_everything(args.seed)

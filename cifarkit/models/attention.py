@@ -1,4 +1,4 @@
-"""Attention over the nodes of a complete graph: the survey's additive kind, its dynamic variant, and the classical."""
+"""Attention over the nodes of a complete graph: the additive kind, its dynamic variant, and the classical."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarkit.checks import check_callable, check_integer, check_number
-from cifarkit.models.sorted_attention import attend_sorted, is_faster_sorted
+from cifarkit.models.sorted_attention import attend_sorted, autocast_is_on, is_faster_sorted, no_autocast
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -112,14 +112,14 @@ class GraphAttention(nn.Module):
     Args:
         dim: length D of a node's vector, a multiple of heads.
         heads: H, each mixing D / H of the values.
-        negative_slope, method, activation: as for :func:`graph_attention`.
+        negative_slope, method, activation: as for :func:`graph_attention`; activation takes the place of the slope.
         dynamic: score by a . phi(W_K h_j + W_Q h_i) with D / H numbers a node and head (GATv2), so that each query may
             rank the keys in its own way; dense, and it forms H N^2 D / H numbers.
     Raises:
         TypeError: if an argument is of another type.
         ValueError: if heads do not divide dim, an argument is out of range, or dynamic is to be sorted.
     Shapes:
-        (B, N, D), optionally mask (B, N) bool, true for nodes that take part -> (B, N, D).
+        (B, N, D), optionally mask (B, N) bool, true for nodes that take part -> (B, N, D), to be ignored at others.
     Source: Velickovic et al. 2018, eq. 3 to 5; dynamic: Brody et al. 2022, eq. 7.
     """
 
@@ -156,7 +156,7 @@ class GraphAttention(nn.Module):
         return f"dim={self.dim}, heads={self.heads}, {phi}, {kind}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        _check_nodes(nodes, mask, self.dim)
+        _check_nodes(nodes, mask, self)
         values = _split_heads(self.value(nodes), self.heads)  # (B, H, N, D / H)
         if self.dynamic:
             mixed = _mix_values(self.weights(nodes, mask), values)
@@ -169,7 +169,7 @@ class GraphAttention(nn.Module):
 
     def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
-        _check_nodes(nodes, mask, self.dim)
+        _check_nodes(nodes, mask, self)
         if not self.dynamic:
             query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))
             return _form_weights(query, key, self.negative_slope, self.activation, mask)
@@ -203,7 +203,7 @@ class SelfAttention(nn.Module):
         return f"dim={self.dim}, heads={self.heads}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        _check_nodes(nodes, mask, self.dim)
+        _check_nodes(nodes, mask, self)
         query, key, value = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key, self.value))
         seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, N)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
@@ -214,7 +214,7 @@ class SelfAttention(nn.Module):
 
     def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
-        _check_nodes(nodes, mask, self.dim)
+        _check_nodes(nodes, mask, self)
         query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))
         scores = query @ key.transpose(2, 3) * (self.heads / self.dim) ** 0.5
         return _masked_softmax(scores, mask)
@@ -222,7 +222,7 @@ class SelfAttention(nn.Module):
 
 def _mix_values(weights: Tensor, value: Tensor) -> Tensor:
     """Return weights (B, H, M, N) @ value (B, H, N, D), summed in the precision of the weights."""
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value):
         return (weights @ value.to(weights.dtype)).to(value.dtype)
 
 
@@ -265,10 +265,13 @@ def _check_heads(dim: int, heads: int) -> tuple[int, int]:
     return dim, heads
 
 
-def _check_nodes(nodes: Tensor, mask: Tensor | None, dim: int) -> None:
-    _check_float("nodes", nodes, f" (B, N, {dim})")
-    if nodes.dim() != 3 or nodes.shape[2] != dim:
-        raise ValueError(f"nodes must be (B, N, {dim}); got shape {tuple(nodes.shape)}")
+def _check_nodes(nodes: Tensor, mask: Tensor | None, layer: GraphAttention | SelfAttention) -> None:
+    _check_float("nodes", nodes, f" (B, N, {layer.dim})")
+    if nodes.dim() != 3 or nodes.shape[2] != layer.dim:
+        raise ValueError(f"nodes must be (B, N, {layer.dim}); got shape {tuple(nodes.shape)}")
+    dtype = next(layer.parameters(), nodes).dtype
+    if nodes.dtype != dtype and not autocast_is_on(nodes):
+        raise TypeError(f"nodes are {nodes.dtype} and the layer's weights {dtype}; convert one, or use torch.autocast")
     _check_mask(mask, "nodes", nodes, 1)
 
 

@@ -13,10 +13,12 @@ from torchvision.models import DenseNet, MNASNet, RegNet, ResNet, ShuffleNetV2, 
 
 from cifarkit.checks import check_integer, check_number, check_size
 from cifarkit.inference import evaluation_mode
+from cifarkit.models.speednet import SpeedNet
 from cifarkit.models.vit import AttentionChoice, Block
 
 _log = logging.getLogger(__name__)
-_PARTS: dict[type[nn.Module], tuple[str, ...]] = {  # what torchvision runs before its pooling
+_PARTS: dict[type[nn.Module], tuple[str, ...]] = {  # what networks run before their pooling
+    SpeedNet: ("stem", "groups"),
     ResNet: ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
     RegNet: ("stem", "trunk_output"),
     ShuffleNetV2: ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
@@ -26,7 +28,7 @@ _HEADS = ("fc", "classifier", "head", "conv_head", "norm_head")  # what torchvis
 
 
 class AttentionHead(nn.Module):
-    """Classify feature maps: one attention block on the cells as nodes, their mean, a linear map.
+    """Classify feature maps: one attention block on the cells as nodes, their mean or maximum, a linear map.
 
     The block starts as the identity and no norm follows it, so a head that starts with the linear map of a trained
     network gives that network's logits until training moves it. It has no positions: any number of cells will do.
@@ -35,6 +37,7 @@ class AttentionHead(nn.Module):
         dim: channels C of the feature map.
         heads, attention, mlp_ratio: of the :class:`Block`.
         num_classes: number of logits K.
+        pool: "mean" or "max" over the nodes.
     Raises:
         ValueError: if an argument is out of range, or features have another shape.
     Shapes:
@@ -42,15 +45,26 @@ class AttentionHead(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, num_classes: int, *, attention: AttentionChoice = "graph", mlp_ratio: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        num_classes: int,
+        *,
+        attention: AttentionChoice = "graph",
+        mlp_ratio: float = 0.0,
+        pool: str = "mean",
     ) -> None:
         super().__init__()
+        if pool not in ("mean", "max"):
+            raise ValueError(f"pool={pool!r} is unknown; use 'mean' or 'max'")
+        self.pool = pool
         self.block = Block(dim, heads, attention=attention, mlp_ratio=mlp_ratio)
         self.block.start_as_identity()
         self.dim, self.linear = dim, nn.Linear(dim, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear(self.block(self._nodes(features)).mean(1))  # (B, N, C) -> (B, C) -> (B, K)
+        nodes = self.block(self._nodes(features))  # (B, N, C)
+        logits: Tensor = self.linear(nodes.mean(1) if self.pool == "mean" else nodes.amax(1))  # (B, C) -> (B, K)
         return logits
 
     @torch.no_grad()
@@ -71,12 +85,14 @@ class AttentionHead(nn.Module):
 class HybridClassifier(nn.Module):
     """Put attention behind a backbone: ``head(features(images))``, see :class:`AttentionHead`.
 
-    A backbone with a linear head of as many classes lends a copy of it: the classifier then starts as exactly that
-    trained network, where a random start would first have to find its accuracy again. Another head starts at random.
+    A backbone with a linear head of as many classes, behind a mean or a maximum over the cells, lends a copy of it: the
+    classifier then starts as exactly that trained network, where a random start would first have to find its accuracy
+    again. Another head starts at random; both this and a start that differs are logged.
 
     Args:
-        backbone: images -> feature map (B, C, h, w); kept, not copied. Cut before their pooling are torchvision's
-            ResNet, RegNet, DenseNet, Swin, ShuffleNetV2, MNASNet, any with a module ``features``, and timm's.
+        backbone: images -> feature map (B, C, h, w); kept, not copied. Cut before their pooling are SpeedNet,
+            torchvision's ResNet, RegNet, DenseNet, Swin, ShuffleNetV2, MNASNet, any with a module ``features``, and
+            timm's.
         attention: "graph", "self", or a function of (dim, heads).
         num_classes, heads, mlp_ratio: logits K; attention heads; width of the block's MLP over C, 0 for none.
         freeze_backbone: keep its parameters and BatchNorm statistics; False leaves frozen what is frozen already.
@@ -100,13 +116,14 @@ class HybridClassifier(nn.Module):
     ) -> None:
         super().__init__()
         num_classes = check_integer("num_classes", num_classes, 1)
-        channels = _count_channels(backbone, check_size("image_size", image_size))
+        size = check_size("image_size", image_size)
+        channels = _count_channels(backbone, size)
         self.backbone = backbone
         self.head = AttentionHead(channels, heads, num_classes, attention=attention, mlp_ratio=mlp_ratio)
         first = next(backbone.parameters(), None)
         if first is not None:
             self.head.to(first)  # its device and dtype
-        self._copy_linear()
+        self._copy_linear(size)
         if freeze_backbone:
             backbone.requires_grad_(False).eval()
         else:
@@ -173,7 +190,7 @@ class HybridClassifier(nn.Module):
         for part in _own_head(self.backbone):
             part.requires_grad_(False)
 
-    def _copy_linear(self) -> None:
+    def _copy_linear(self, image_size: tuple[int, int]) -> None:
         """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape."""
         linear, parts = self.head.linear, [layer for part in _own_head(self.backbone) for layer in part.modules()]
         layers = [layer for layer in parts if [*layer.parameters(recurse=False)]]
@@ -184,6 +201,24 @@ class HybridClassifier(nn.Module):
         with torch.no_grad():
             linear.weight.copy_(layers[0].weight)
             linear.bias.copy_(torch.zeros_like(linear.bias) if layers[0].bias is None else layers[0].bias)
+        self._copy_pooling(image_size)
+
+    @torch.no_grad()
+    def _copy_pooling(self, image_size: tuple[int, int]) -> None:
+        """Pool as the backbone does, which its logits tell: a zero image would give equal cells."""
+        image = _zero_image(self.backbone, image_size)
+        image = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        with evaluation_mode(self):
+            expected, features = self.backbone(image), self.features(image)
+            errors = {}
+            for pool in ("mean", "max"):
+                self.head.pool = pool
+                errors[pool] = float((self.head(features) - expected).abs().max())
+        self.head.pool = min(errors, key=errors.__getitem__)  # the mean if both are equal, as on a single cell
+        if errors[self.head.pool] < 0.01 * float(expected.abs().max()):
+            return
+        advice = "its own pooling is neither a mean nor a maximum over the cells; the head has to learn the difference"
+        _log.warning("the classifier starts with other logits than %s: %s", type(self.backbone).__name__, advice)
 
 
 def _feature_map(backbone: Any, images: Tensor) -> Any:
@@ -230,15 +265,19 @@ def _evaluate_frozen(part: nn.Module) -> None:
         _evaluate_frozen(child)
 
 
+def _zero_image(backbone: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Make an image (1, C, H, W) as the backbone's first convolution takes it."""
+    first = next(backbone.parameters(), torch.empty(0))
+    colours = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
+    return torch.zeros(1, colours, *size, device=first.device, dtype=first.dtype)
+
+
 def _count_channels(backbone: nn.Module, size: tuple[int, int]) -> int:
     """Send a zero image through the backbone and return the channels of its feature map."""
     if not isinstance(backbone, nn.Module):
         kind = type(backbone).__name__
         raise TypeError(f"backbone is a {kind}; give a torch.nn.Module that maps images to (B, C, h, w)")
-    first = next(backbone.parameters(), torch.empty(0))
-    colours = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
-    name = type(backbone).__name__
-    image = torch.zeros(1, colours, *size, device=first.device, dtype=first.dtype)
+    name, image = type(backbone).__name__, _zero_image(backbone, size)
     try:
         with evaluation_mode(backbone), torch.no_grad():
             features = _feature_map(backbone, image)

@@ -17,6 +17,7 @@ is a difference of sums. The derivation of the backward pass is in docs/attentio
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -117,7 +118,7 @@ def _centre(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     from where the weight is, both sums are small.
     """
     weights = (key if mask is None else key.masked_fill(~mask, torch.finfo(key.dtype).min)).softmax(1)
-    with torch.autocast(value.device.type, enabled=False):
+    with no_autocast(value):
         return weights[:, None] @ value
 
 
@@ -164,6 +165,16 @@ def _differentiate(
     inner = ((value - centre) * (from_right[:, :, :-1] + slope * from_left[:, :, :-1])).sum(2)
     grad_key = inner - from_right[:, :, -1] - slope * from_left[:, :, -1]
     return grad_query, grad_key, (from_right + from_left)[:, :, :-1]
+
+
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Tell whether autocast rules where the tensor lies; on the meta device there is none."""
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off where the tensor lies."""
+    return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)
 
 
 def _count_up_to(ordered: Tensor, numbers: Tensor) -> Tensor:

@@ -161,6 +161,9 @@ def _mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
 
 
 def _build_attention(choice: AttentionChoice, dim: int, heads: int) -> Attention:
+    if isinstance(choice, nn.Module):
+        kind = type(choice).__name__
+        raise TypeError(f"attention is a {kind}, but every block needs one of its own; give 'graph', 'self' or a class")
     if callable(choice):
         attention = choice(dim, heads)
         ours = callable(getattr(attention, "weights", None)) and isinstance(

@@ -353,6 +353,11 @@ LAYERS = [GraphAttention(8), GraphAttention(8, dynamic=True), SelfAttention(8)]
     [
         ([1.0], TypeError, r"nodes is a list; give a tensor \(B, N, 8\) of floating point"),
         (torch.ones(2, 5, 8).long(), TypeError, r"nodes must be of floating point; got torch\.int64"),
+        (
+            torch.ones(2, 5, 8).double(),
+            TypeError,
+            r"nodes are torch\.float64 and the layer's weights torch\.float32; conv",
+        ),
         (torch.ones(2, 8), ValueError, r"nodes must be \(B, N, 8\); got shape \(2, 8\)"),
         (torch.ones(2, 0, 8), ValueError, r"nodes has shape \(2, 0, 8\): a softmax needs at least one node"),
     ],
@@ -396,3 +401,10 @@ def test_layer_is_torch_geometric_gatconv_on_a_complete_graph() -> None:
             torch.autograd.grad(item.square().sum(), nodes, retain_graph=True)[0] for item in (found, expected)
         ]
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("method", ["dense", "sorted", "auto"])
+def test_shapes_can_be_computed_without_numbers(method: str) -> None:
+    with torch.device("meta"):
+        layer, nodes = GraphAttention(16, 2, method=method), torch.empty(1, 3000, 16)
+    assert layer(nodes).shape == nodes.shape

@@ -105,6 +105,46 @@ def test_behind_a_resnet_it_starts_with_the_logits_of_the_resnet(attention: Any)
     assert names == {name for name in hybrid.state_dict() if not name.startswith("head.")}
 
 
+class Pooled(nn.Module):
+    """Features, a pooling of one's own, a linear map."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self.features, self.fc, self.pool = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.pool(self.features(images)))
+        return logits
+
+
+def test_behind_a_speednet_it_starts_with_the_logits_of_the_speednet() -> None:
+    network = lived_in(SpeedNet(5, widths=(8, 8, 8)))
+    hybrid = hybrid_of(network, image_size=32).eval()
+    assert hybrid.head.pool == "max"
+    torch.testing.assert_close(hybrid(photos(2, 32)), network(photos(2, 32)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "name"), [(lambda maps: maps.amax((2, 3)), "max"), (lambda maps: maps.mean((2, 3)), "mean")]
+)
+def test_the_head_pools_as_the_backbone_does(pool: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    hybrid = hybrid_of(Pooled(pool))
+    assert hybrid.head.pool == name
+    torch.testing.assert_close(hybrid(photos()), hybrid.backbone(photos()))
+    assert not caplog.records
+
+
+def test_another_pooling_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    hybrid = hybrid_of(Pooled(lambda maps: maps[:, :, 0, 0]))
+    assert hybrid.head.pool == "mean"
+    assert "starts with other logits than Pooled: its own pooling is neither a mean nor a maximum" in caplog.text
+
+
+def test_an_unknown_pooling_is_named() -> None:
+    with pytest.raises(ValueError, match="pool='median' is unknown; use 'mean' or 'max'"):
+        AttentionHead(8, 1, 5, pool="median")
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -348,10 +388,10 @@ class Two(nn.Conv2d):
     ("backbone", "options", "error", "message"),
     [
         (
-            SpeedNet(5, widths=(8, 8, 8)),
-            {"image_size": 32},
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(5)),
+            {},
             ValueError,
-            r"SpeedNet gives shape \(1, 5\) and no feature map .*; give an nn.Sequential of those of its layers",
+            r"Sequential gives shape \(1, 5\) and no feature map .*; give an nn.Sequential of those of its layers",
         ),
         (Two(3, 4, 1), {}, ValueError, r"backbone=Two gives a tuple and no feature map \(B, C, h, w\)"),
         (nn.Conv2d(3, 8, 9), {}, ValueError, r"Conv2d fails on an image of shape \(1, 3, 8, 8\) .*give the image_size"),

@@ -128,6 +128,11 @@ def test_it_learns_a_batch_by_heart(attention: str) -> None:
         ({"dropout": 1}, ValueError, "dropout=1 must be at least 0 and below 1"),
         ({"patch_size": 3}, ValueError, "patch_size=3 does not tile image_size=8"),
         ({"dim": "wide"}, TypeError, "dim='wide' is a str; give an integer"),
+        (
+            {"attention": GraphAttention(8)},
+            TypeError,
+            "attention is a GraphAttention, but every block needs one of its",
+        ),
         ({"attention": nn.Linear}, TypeError, "attention made a Linear; give a function that makes a GraphAttention"),
         ({"attention": lambda dim, heads: None}, TypeError, "attention made a NoneType; give a function"),
     ],
