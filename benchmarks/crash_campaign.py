@@ -1,15 +1,19 @@
 """Does every training survive what happens to machines? Counts of kills, full disks, damaged files and odd clocks.
 
-    python benchmarks/crash_campaign.py            # 200 kills, 50 SIGTERM, 20 full disks, 200 damaged files: an hour
-    python benchmarks/crash_campaign.py --tiny     # two minutes, to see that it runs
+    python benchmarks/crash_campaign.py            # 200 kills, 50 SIGTERM, 20 full disks, 200 damaged files
+    python benchmarks/crash_campaign.py --tiny     # to see that it runs, and how long all of it would take here
 
-A classifier, a GAN and a diffusion model are trained with SWA, EMA, accumulation and bf16, on one thread. Each case
-disturbs one training, lets it go on with ``resume="auto"``, and compares weights, averages and optimizers bit for bit
-with those of an undisturbed training. Finished cases are kept in a work file, and the next call goes on behind them.
+A classifier, a GAN and a diffusion model are trained with SWA, EMA, accumulation and in turns bf16 and fp16, on one
+thread. Each case disturbs one training, lets it go on with ``resume="auto"``, and compares weights, averages,
+optimizers and scalers bit for bit with those of an undisturbed training. Finished cases are kept in a work file, and
+the next call goes on behind them; one of another version of PyTorch or another seed is refused. A kill may come before
+the first save: then there is nothing to resume, the training begins anew, and the report says how often that was.
 
-A full disk is a limit on the size of files (RLIMIT_FSIZE), or the real one of a small file system given by --full. A
-folder that is read-only is one by its permissions, or, where the user is root, whom they do not bind, by an error in
-place of each new file. Needs fork, so Linux or macOS.
+The half second of grace after SIGTERM wants a machine that does little else.
+
+A full disk is a limit on the size of files (RLIMIT_FSIZE), or the real one of a small file system given by --full, such
+as that of ``mount -t tmpfs -o size=64m tmpfs FOLDER``. A folder that is read-only is one by its permissions, or, where
+the user is root, whom they do not bind, by an error in place of each new file. Needs fork, so Linux or macOS.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from torch import Tensor, nn
 from cifarkit import Callback, ClassificationTask, Run, Task, Trainer, load_checkpoint, schedules
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import NoiseSchedule
+from cifarkit.files import write_atomically
 from cifarkit.models import Discriminator, Generator, UNet
 from cifarkit.training import (
     DiffusionTask,
@@ -82,6 +87,8 @@ def diffusion() -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {"classifier": classifier, "GAN": gan, "diffusion": diffusion}
+PRECISIONS = ("bf16-mixed", "fp16-mixed")
+KINDS = [(task, PRECISIONS[turn % 2]) for turn, task in enumerate([*TASKS, *TASKS])]  # of training: each once
 
 
 def pictures() -> ImageDataset:
@@ -122,22 +129,21 @@ class StopAt(Callback):
             run.stop("far enough")
 
 
-def train(name: str, folder: Path, tell: Callable[..., None], *, every: int = 1, stop_at: int | None = None) -> None:
+def train(
+    kind: tuple[str, str], folder: Path, tell: Callable[..., None], *, every: int = 1, stop_at: int | None = None
+) -> None:
     """Train, or go on with what is in the folder, and write what came out of a whole training."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     random.seed(os.getpid())  # so that whatever a resumed run repeats is from its checkpoint
     torch.manual_seed(0 if not (folder / "last.pt").exists() else os.getpid())
+    name, precision = kind
     task, data = TASKS[name](), pictures()
     averages = [StochasticWeightAveraging(1e-3, start=0.3), ExponentialMovingAverage(0.9)]
     callbacks = [*averages, ModelCheckpoint(folder, every_n_steps=every), Witness(folder, tell)]
     callbacks += [] if stop_at is None else [StopAt(stop_at)]
     loader = Loader(data, BATCH, shuffle=True, transform=Compose([RandomCrop(SIDE, 1), Normalize(0.5, 0.5)]))
-    settings: Row = {
-        "accumulate_grad_batches": ACCUMULATE,
-        "precision": "bf16-mixed",
-        "schedule": schedules.cosine(0.2),
-    }
+    settings: Row = {"accumulate_grad_batches": ACCUMULATE, "precision": precision}
     settings |= {"schedule": schedules.cosine(0.2), "device": "cpu", "progress": False}
     trainer = Trainer(max_epochs=EPOCHS, callbacks=callbacks, **settings)
     run = trainer.fit(task, loader, resume="auto")
@@ -149,6 +155,7 @@ def outcome(run: Run) -> Row:
     return {
         "task": run.task.state_dict(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in run.task.optimizers.items()},
+        "scalers": {name: scaler.state_dict() for name, scaler in run.scalers.items()},
         "averages": [callback.state_dict() for callback in run.callbacks if isinstance(callback, WeightAveraging)],
         "counters": [run.step, run.epoch, run.images],
     }
@@ -221,7 +228,7 @@ class Case:
     """One training to disturb."""
 
     fault: str
-    task: str
+    kind: tuple[str, str]  # task and precision
     index: int
     folder: Path
     undisturbed: Path
@@ -232,11 +239,11 @@ class Case:
     def begin(self) -> End:
         """Train up to a random update, and leave its last.pt."""
         step = self.draws.randint(1, UPDATES - 1)
-        return in_child(lambda tell: train(self.task, self.folder, tell, stop_at=step))
+        return in_child(lambda tell: train(self.kind, self.folder, tell, stop_at=step))
 
     def go_on(self, hurt: Hurt | None = None) -> End:
         every = 1 + self.index % 3
-        return in_child(lambda tell: train(self.task, self.folder, tell, every=every), hurt)
+        return in_child(lambda tell: train(self.kind, self.folder, tell, every=every), hurt)
 
     def verdict(self, ends: Sequence[End], **facts: Any) -> Row:
         """Go on to the end, and say whether everything was resumed and came out the same."""
@@ -247,6 +254,7 @@ class Case:
         own = {"last.pt", "outcome.pt"}
         left = sorted(path.name for path in self.folder.iterdir() if path.name not in own)
         row = {"resumed": last.code == 0, "identical": identical, "silent": silent, "left_behind": left}
+        row["anew"] = not last.told.get("existed", False)  # for want of anything to resume
         return {"ok": last.code == 0 and identical and not silent and not left} | row | facts | {"end": last.told}
 
 
@@ -309,7 +317,7 @@ def fill_disk(case: Case) -> Row:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         else:
             _occupy(case.full, room)
-        train(case.task, case.folder, tell)
+        train(case.kind, case.folder, tell)
 
     return _verdict_of_refusal(case, begun, in_child(work), before)
 
@@ -333,7 +341,7 @@ def forbid_writing(case: Case) -> Row:
     def work(tell: Callable[..., None]) -> None:
         if os.geteuid() == 0:
             Path.open = refuse  # type: ignore[method-assign,assignment]
-        train(case.task, case.folder, tell)
+        train(case.kind, case.folder, tell)
 
     case.folder.chmod(0o555)
     end = in_child(work)
@@ -393,7 +401,7 @@ def shift_clocks(case: Case) -> Row:
 
         time.time = jumping(time.time, -86_400)
         time.monotonic, time.perf_counter = jumping(time.monotonic, 0), jumping(time.perf_counter, 0)
-        train(case.task, case.folder, tell)
+        train(case.kind, case.folder, tell)
 
     return case.verdict([begun, in_child(work)], count=1)
 
@@ -423,47 +431,66 @@ class Campaign:
         self.place, self.full, self.seed = place, full, seed
         self.notes = place / "work.jsonl"
         place.mkdir(parents=True, exist_ok=True)
-        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
-        self.rows: list[Row] = [json.loads(line) for line in lines if line.endswith("}")]
-        self.seconds = {name: self.undisturbed(name) for name in TASKS}
+        self.rows = self._finished()
+        self.seconds = {"-".join(kind): self.undisturbed(kind) for kind in KINDS}
 
-    def undisturbed(self, name: str) -> float:
+    def _finished(self) -> list[Row]:
+        """Read the work file, without the line that a killed campaign has not ended."""
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        rows: list[Row] = [json.loads(line) for line in lines if line.endswith("}")]
+        for row in rows:
+            if (row["torch"], row["seed"]) != (torch.__version__, self.seed):
+                found = f"PyTorch {row['torch']} and seed {row['seed']}"
+                raise SystemExit(f"{self.notes} is of {found}; give another --work")
+        write_atomically("".join(json.dumps(row) + "\n" for row in rows).encode(), self.notes)
+        return rows
+
+    def undisturbed(self, kind: tuple[str, str]) -> float:
         """Train in peace, twice, and return the seconds; what comes out must be the same both times."""
         outcomes = []
         for turn in ("first", "second"):
-            folder = self.place / "undisturbed" / torch.__version__ / f"{name}-{turn}"
+            folder = self.place / "undisturbed" / torch.__version__ / f"{'-'.join(kind)}-{turn}"
             shutil.rmtree(folder, ignore_errors=True)
             start = time.monotonic()
-            end = in_child(lambda tell: train(name, folder, tell))  # noqa: B023  (called at once)
+            end = in_child(lambda tell: train(kind, folder, tell))  # noqa: B023  (called at once)
             if end.code:
-                raise SystemExit(f"{name} does not train even in peace: {end.told}")
+                raise SystemExit(f"{kind} does not train even in peace: {end.told}")
             outcomes.append(load_checkpoint(folder / "outcome.pt"))
         if not same(*outcomes):
-            raise SystemExit(f"{name} gives two outcomes in peace; nothing can be compared on this machine")
+            raise SystemExit(f"{kind} gives two outcomes in peace; nothing can be compared on this machine")
         return time.monotonic() - start
 
     def run(self, fault: str, wanted: int) -> None:
-        """Do the cases of one fault that are missing, the tasks in turns, until so many disturbances are counted."""
+        """Do the cases of one fault that are missing, tasks and precisions in turns, until so many are counted."""
         index = 0
         while self.count(fault) < wanted or index < len(TASKS):
             if not any((row["fault"], row["index"]) == (fault, index) for row in self.rows):
-                self.do(fault, list(TASKS)[index % len(TASKS)], index)
+                self.do(fault, KINDS[index % len(KINDS)], index)
             index += 1
 
-    def do(self, fault: str, task: str, index: int) -> None:
+    def do(self, fault: str, kind: tuple[str, str], index: int) -> None:
         place = self.full if self.full is not None and fault == "full disk" else self.place
-        folder = place / f"{fault}-{task}-{index}".replace(" ", "-")
+        name = "-".join(kind)
+        folder = place / f"{fault}-{name}-{index}".replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
-        turn = self.place / "undisturbed" / torch.__version__ / f"{task}-first" / "outcome.pt"
+        peace = self.place / "undisturbed" / torch.__version__ / f"{name}-first" / "outcome.pt"
         draws = random.Random(f"{self.seed} {fault} {index}")
-        case = Case(fault, task, index, folder, turn, self.seconds[task], self.full, draws)
-        row = {"fault": fault, "task": task, "index": index} | FAULTS[fault](case)
+        case = Case(fault, kind, index, folder, peace, self.seconds[name], self.full, draws)
+        row = {"fault": fault, "task": kind[0], "precision": kind[1], "index": index, "seed": self.seed}
+        start = time.monotonic()
+        row |= {"torch": torch.__version__} | FAULTS[fault](case)
+        row["seconds"] = time.monotonic() - start
         self.rows.append(row)
         with self.notes.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if row["ok"]:
             shutil.rmtree(folder)  # a failed one is kept to be looked at
-        print(f"{fault} {index}, {task}: {'ok' if row['ok'] else f'FAILED {row}'}", flush=True)
+        print(f"{fault} {index}, {name}: {'ok' if row['ok'] else f'FAILED {row}'}", flush=True)
+
+    def seconds_of(self, counts: dict[str, int]) -> float:
+        """Return how long so many disturbances take, judged by those that are done."""
+        took = {fault: sum(row["seconds"] for row in self.of(fault)) / self.count(fault) for fault in counts}
+        return sum(took[fault] * counts[fault] for fault in counts)
 
     def of(self, fault: str) -> list[Row]:
         return [row for row in self.rows if row["fault"] == fault]
@@ -481,8 +508,11 @@ def table(campaign: Campaign, counts: dict[str, int]) -> Table:
         clear = [row["clear"] for row in done if "clear" in row]
         told = f"{sum(clear)} of {campaign.count(fault)}" if clear else "none to give"
         sums = [f"{sum(row[name] for row in done)} of {len(done)}" for name in ("resumed", "identical")]
-        rows.append([fault, str(campaign.count(fault)), shares, *sums, told, str(sum(row["silent"] for row in done))])
+        silent = str(sum(row["silent"] for row in done))
+        anew = str(sum(row["anew"] for row in done))
+        rows.append([fault, str(campaign.count(fault)), shares, *sums, told, silent, anew])
     columns = ["fault", "times", "trainings", "resumed", "bit-identical", "clear error", "silent fresh starts"]
+    columns.append("nothing saved yet")
     return Table("Disturbed trainings and what became of them", columns, rows)
 
 
@@ -499,8 +529,10 @@ def main() -> None:
     campaign = Campaign(work.resolve(), options.full and options.full.resolve(), options.seed)
     for fault, wanted in counts.items():
         campaign.run(fault, wanted)
+    if options.tiny:
+        print(f"All of it would take about {campaign.seconds_of(COUNTS) / 60:.0f} minutes at this pace.")
     settings = {"seed": options.seed, "counts": counts, "epochs": EPOCHS, "images": IMAGES, "full": bool(options.full)}
-    report = Report("crash_campaign", settings | {"precision": "bf16-mixed"}, tables=[table(campaign, counts)])
+    report = Report("crash_campaign", settings | {"precision": PRECISIONS}, tables=[table(campaign, counts)])
     report.figures = {"cases": campaign.rows, "seconds_undisturbed": campaign.seconds}
     for fault in counts:
         done = campaign.of(fault)

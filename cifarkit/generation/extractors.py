@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cifarkit.checks import check_callable, check_integer
+from cifarkit.files import require_plain_zip
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 
 INCEPTION_FILE = "inception_v3_google-0cc3c7bd.pth"
@@ -89,7 +91,10 @@ def inception(weights: str | Path | None = None) -> nn.Module:
         url = Inception_V3_Weights.IMAGENET1K_V1.url
         raise FileNotFoundError(f"weights='{path}' is no file; fetch {url} and put it there, or give its path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if content.startswith(b"PK\x03\x04"):  # weights older than PyTorch 1.6, as torchvision's own, are no zip files
+            require_plain_zip(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         with torch.device("meta"):  # no numbers are drawn for weights that are replaced at once
             model = inception_v3(weights=None, init_weights=False, transform_input=True)
         model.load_state_dict(state, assign=True)

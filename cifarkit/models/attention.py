@@ -269,7 +269,7 @@ def _check_nodes(nodes: Tensor, mask: Tensor | None, layer: GraphAttention | Sel
     _check_float("nodes", nodes, f" (B, N, {layer.dim})")
     if nodes.dim() != 3 or nodes.shape[2] != layer.dim:
         raise ValueError(f"nodes must be (B, N, {layer.dim}); got shape {tuple(nodes.shape)}")
-    dtype = next(layer.parameters(), nodes).dtype
+    dtype = getattr(layer.project.weight, "dtype", nodes.dtype)  # a quantized layer has a function there
     if nodes.dtype != dtype and not autocast_is_on(nodes):
         raise TypeError(f"nodes are {nodes.dtype} and the layer's weights {dtype}; convert one, or use torch.autocast")
     _check_mask(mask, "nodes", nodes, 1)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, ResNet34_Weights
 
 from cifarkit.checks import check_integer
+from cifarkit.files import require_plain_zip
 
 Stem = Literal["cifar", "imagenet"]
 Weights = str | Path | None
 
 _log = logging.getLogger(__name__)
 _SMALLEST_SIDE = 64  # a 7x7 stem with its pool leaves stage 4 of a 32-pixel image a single position
+_ZIP_START = b"PK\x03\x04"  # by which torch.load tells them, too
 _NESTS = ("state_dict", "model", "weights", "task")  # where training scripts keep the weights in their files
 
 
@@ -132,6 +134,8 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     if path.suffix == ".safetensors":
         return str(path), _read_safetensors(packed, path)
     try:
+        if packed.startswith(_ZIP_START):  # weights older than PyTorch 1.6 are no zip files
+            require_plain_zip(packed)
         content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file makes PyTorch raise nearly anything, OSError included
         lines = str(error).splitlines() or [type(error).__name__]

@@ -1,110 +1,33 @@
-"""Checkpoints: written whole or not at all, checked by a checksum, loaded without running code."""
+"""When a run is saved, and which of its checkpoints a fit goes on from."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from cifarkit.checks import check_integer
-from cifarkit.files import read_file, remove_abandoned, require_plain_zip, write_atomically
+from cifarkit.files import remove_abandoned, write_atomically
+from cifarkit.training.archive import load_checkpoint, write_checkpoint
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
 from cifarkit.training.distributed import from_first_rank
+from cifarkit.training.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
 
-_END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
-_LABEL = b"sha256:"
-_PLAIN_TYPES = (bool, int, float, complex, str, bytes, set, torch.Size, torch.dtype, torch.device)
-
-
-def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
-    """Save tensors and plain types to path, atomically and with a checksum.
-
-    The file is an ordinary ``torch.save`` zip; the SHA-256 of it stands in the zip's comment, so that
-    ``torch.load`` reads it without this library. NumPy's scalars are saved as Python's.
-
-    Raises:
-        TypeError: if something in the state could not be loaded without running code.
-    """
-    buffer = io.BytesIO()
-    torch.save(_plain(state, "state"), buffer)
-    content = buffer.getvalue()
-    if content[-22:-18] != _END_RECORD or content[-2:] != b"\0\0":
-        raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
-    comment = _LABEL + hashlib.sha256(content).hexdigest().encode()
-    write_atomically(content[:-2] + len(comment).to_bytes(2, "little") + comment, path)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU after checking that it is whole; nothing in the file is executed.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or is no checkpoint; the message names it.
-    """
-    path = Path(path)
-    content = read_file(path)
-    _require_checksum(content, path)
-    try:
-        require_plain_zip(content)
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damage that no checksum guards against can raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as tensors and plain types: {reason}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__} where a dict was expected")
-    return state
-
-
-def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Save a network's weights, as safetensors if the name ends so, else as a plain ``torch.save`` dict.
-
-    Raises:
-        ImportError: if the name ends in .safetensors and the extra is not installed.
-    """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if Path(path).suffix == ".safetensors":
-        write_atomically(_safetensors().save(weights), path)
-    else:
-        write_checkpoint(weights, path)
-
-
-def load_weights(model: nn.Module, path: str | Path, *, average: str | None = None) -> nn.Module:
-    """Load weights into a network and return it.
-
-    Args:
-        model: the network, built like the one that was saved.
-        path: a file of :func:`save_weights`, or a checkpoint of a run whose task holds the network.
-        average: take the averaged weights of a checkpoint instead: "ema" or "swa".
-    Raises:
-        ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
-    """
-    weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
-    if "format_version" in weights:
-        try:
-            weights = _network_of_run(weights, model, path, average)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} calls itself the checkpoint of a run and lacks its parts: {error!r}") from error
-    elif average is not None:
-        raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
-    own = model.state_dict()
-    for key in [*own, *weights]:
-        sides = (weights, own)
-        there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
-        if there != here:
-            raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
-    model.load_state_dict(weights)
-    return model
+# Also the names of what was split off, so that this module stays the place to import them from.
+__all__ = [
+    "ModelCheckpoint",
+    "explain_resuming",
+    "find_checkpoint",
+    "load_checkpoint",
+    "load_weights",
+    "save_weights",
+    "write_checkpoint",
+]
 
 
 class ModelCheckpoint(Callback):
@@ -244,67 +167,3 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
     if not path.is_file():
         raise FileNotFoundError(f"resume={str(resume)!r}: there is no checkpoint; 'auto' starts anew if there is none")
     return path
-
-
-def _plain(value: Any, name: str) -> Any:
-    """Return value with NumPy's scalars made Python's; name says where in the state it stands."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item, name) for item in value)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, Tensor) or type(value) in _PLAIN_TYPES:
-        return value
-    raise TypeError(f"{name} holds a {type(value).__name__}; a checkpoint takes tensors and plain Python types only")
-
-
-def _require_checksum(content: bytes, path: Path) -> None:
-    """Check the comment of :func:`write_checkpoint`; files of plain ``torch.save`` have none and pass."""
-    length = len(_LABEL) + 64
-    start = len(content) - length
-    label = length.to_bytes(2, "little") + _LABEL
-    if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start - 2 : start + 7] != label:
-        if content[-22:-18] == _END_RECORD and content[-2:] == b"\0\0":
-            return
-        raise ValueError(f"{path} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
-    original = content[: start - 2] + b"\0\0"
-    if hashlib.sha256(original).hexdigest().encode() != content[start + 7 :]:
-        raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
-
-
-def _network_of_run(
-    state: dict[str, Any], model: nn.Module, path: str | Path, average: str | None
-) -> dict[str, Tensor]:
-    """Find the weights of one network in a run's checkpoint: the child of the task with the same keys."""
-    tensors: dict[str, Tensor] = state["task"]
-    if average is not None:
-        found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
-        if not found or not found[0]["updates"]:
-            missing = "no average of that name; use 'ema' or 'swa'"
-            there = "an average that no update has entered yet" if found else missing
-            raise ValueError(f"average={average!r}: {path} holds {there}")
-        tensors = found[0]["averaged"]
-    names = {key.split(".", 1)[0] for key in tensors}
-    own = model.state_dict().keys()
-    for name in sorted(names, key=lambda name: name != "model"):
-        child = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + ".")}
-        if child.keys() == own:
-            return child
-    raise ValueError(f"{path} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}")
-
-
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    library, content = _safetensors(), read_file(path)
-    try:
-        return dict(library.load(content))
-    except Exception as error:  # the library's own errors do not name the file
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("reading and writing .safetensors needs: pip install cifarkit[safetensors]") from error
-    return safetensors.torch

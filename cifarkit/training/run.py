@@ -1,4 +1,4 @@
-"""The state of one fit: counters, metrics and everything a checkpoint has to carry."""
+"""The state of one fit: counters, metrics, and where it stands."""
 
 from __future__ import annotations
 
@@ -8,29 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.compatibility import require_own_parameters, require_same_task
-from cifarkit.training.config import describe, warn_of_differences
-from cifarkit.training.distributed import average_statistics, gather, rank, require_alike, separate_random_states
-from cifarkit.training.loading import (
-    generator_states,
-    replayed,
-    require_batches,
-    set_generator_states,
-    undisturbed,
-)
+from cifarkit.training.compatibility import require_own_parameters
+from cifarkit.training.config import describe
+from cifarkit.training.distributed import require_alike
+from cifarkit.training.loading import require_batches, undisturbed
 from cifarkit.training.meters import Meters, NonFiniteLossError
+from cifarkit.training.position import Position
+from cifarkit.training.resuming import state_of, take_up
 from cifarkit.training.task import Batch, Task, Update, metric_name
 
 if TYPE_CHECKING:
     from cifarkit.training.loggers import Logger
     from cifarkit.training.trainer import Trainer
-
-FORMAT_VERSION = 1
 
 
 class Run:
@@ -47,6 +39,7 @@ class Run:
         resumed: whether it continues a checkpoint.
         config: the settings in plain JSON types.
         images: training images seen, by all processes.
+        position: where this process stands in the training loader.
     """
 
     def __init__(
@@ -90,10 +83,8 @@ class Run:
             callbacks=[type(item).__name__ for item in trainer.callbacks],
             parameters=[tuple(parameter.shape) for parameter in self.parameters],
         )
+        self.position = Position(train_loader)
         self._log_later: dict[str, float] = {}
-        self._loader_state: dict[str, Any] | None = None
-        self._rng_at_epoch_start: RngState | None = None
-        self._generators = generator_states(train_loader)  # before the running epoch drew its order
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._epoch_clock = self._interval_clock = (self._started, 0)
 
@@ -155,7 +146,7 @@ class Run:
         window: list[Batch] = []
         for batch in islice(batches, count):
             self.batches += 1
-            self.mark_position()  # before another is asked for, as a loader that is used up moves on to its next epoch
+            self.position.mark()  # before another is asked for, as a loader that is used up moves on to its next epoch
             window.append(self.trainer.to_device(batch))
         return window
 
@@ -190,7 +181,7 @@ class Run:
         row |= {"lr": self._first_rate(), "images_per_second": self._speed(self._epoch_clock), "seconds": self.seconds}
         if whole:
             self.epoch, self.batches, self.meters = self.epoch + 1, 0, Meters()
-        self.mark_position()
+        self.position.mark()
         self.history.append(row)
         self.metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         self.notify("on_epoch_end")
@@ -224,19 +215,7 @@ class Run:
     def open_loader(self) -> Iterator[Any]:
         """Start the epoch's batches, or what is left of them."""
         self._epoch_clock = self._interval_clock = (time.perf_counter(), self.images)
-        self._generators = generator_states(self.train_loader)
-        set_epoch = getattr(getattr(self.train_loader, "sampler", None), "set_epoch", None)
-        if set_epoch is not None:  # a DistributedSampler repeats its order otherwise
-            set_epoch(self.epoch)
-        if self.batches == 0 or self._rng_at_epoch_start is None or hasattr(self.train_loader, "load_state_dict"):
-            self._rng_at_epoch_start = RngState.capture()
-            return iter(self.train_loader)
-        return replayed(self.train_loader, self.batches, self._rng_at_epoch_start)
-
-    def mark_position(self) -> None:
-        """Note where the loader stands, before it is asked for more or moves on to the next epoch."""
-        state_of = getattr(self.train_loader, "state_dict", None)
-        self._loader_state = state_of() if state_of else None
+        return self.position.open(self.epoch, self.batches)
 
     def _first_rate(self) -> float:
         return next(iter(self.learning_rates().values()))
@@ -251,37 +230,7 @@ class Run:
         Raises:
             NonFiniteLossError: if a loss since the last log step or a weight is not finite: no bad state is saved.
         """
-        self.meters.flush()
-        average_statistics(self.task)
-        self._require_finite_weights()
-        own, *others = gather(self._own_state())
-        names = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
-        counters = {name: getattr(self, name) for name in names}
-        return {
-            "format_version": FORMAT_VERSION,
-            "run": counters | {"meters": self.meters.state_dict()},
-            "task": self.task.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
-            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
-            "callbacks": [{"name": type(item).__name__, "state": item.state_dict()} for item in self.callbacks],
-            "config": self.config,
-            **own,
-            "other_ranks": others,
-        }
-
-    def _own_state(self) -> dict[str, Any]:
-        """Return what each process has for itself."""
-        return {
-            "loader": self._loader_state,
-            "rng": RngState.capture().state_dict(),
-            "generators": self._generators if self.batches else generator_states(self.train_loader),
-            "rng_at_epoch_start": self._rng_at_epoch_start.state_dict() if self._rng_at_epoch_start else None,
-        }
-
-    def _require_finite_weights(self) -> None:
-        floating = [tensor for tensor in self.task.state_dict().values() if tensor.is_floating_point()]
-        if floating and not torch.stack([tensor.isfinite().all() for tensor in floating]).all():
-            raise NonFiniteLossError(f"a weight is not finite after step {self.step - 1}", max(self.step - 1, 0))
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up everything but the random states and the callbacks, which come last.
@@ -289,56 +238,13 @@ class Run:
         Learning rates and other settings of the optimizers come from the state, too.
 
         Raises:
-            ValueError: if the state belongs to another task.
+            ValueError: if the state is not whole or belongs to another task; then nothing has changed.
         """
-        require_same_task(self.task, state)
-        state = state | _part_of_this_rank(state)
-        self.task.load_state_dict(state["task"])
-        for name, optimizer in self.task.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name, scaler in self.scalers.items():
-            if state["scalers"].get(name):  # empty when it was saved in another precision
-                scaler.load_state_dict(state["scalers"][name])
-        counters = dict(state["run"])
-        self.meters.load_state_dict(counters.pop("meters"))
-        self._seconds_before, self._started = counters.pop("seconds"), time.perf_counter()
-        for name, value in counters.items():
-            setattr(self, name, value)
-        self.history = [row for row in self.history if row["epoch"] < self.epoch]  # drop the row of a partial epoch
-        self._loader_state = state["loader"]
-        if self._loader_state is not None and hasattr(self.train_loader, "load_state_dict"):
-            self.train_loader.load_state_dict(self._loader_state)
-            self.batches = getattr(self.train_loader, "position", self.batches)  # in batches of the present size
-        set_generator_states(self.train_loader, state["generators"])
-        warn_of_differences(state["config"]["environment"])
-        if state["rng_at_epoch_start"] is not None:
-            self._rng_at_epoch_start = RngState.from_state_dict(state["rng_at_epoch_start"])
-        self.resumed = True
+        take_up(self, state)
 
-    def set_random_states(self, state: dict[str, Any] | None) -> None:
-        """Restore the random states of this rank; one that was not there yet gets states of its own."""
-        own = None if state is None else _part_of_this_rank(state)
-        if state is not None:
-            RngState.from_state_dict((own or state)["rng"]).restore()
-        if not own:
-            separate_random_states()
-
-    def load_callbacks(self, states: list[dict[str, Any]]) -> None:
-        """Give each callback the state saved by the first unused one of its kind; new kinds start fresh."""
-        unused = list(states)
-        for callback in self.callbacks:
-            match = next((state for state in unused if state["name"] == type(callback).__name__), None)
-            if match is not None:
-                unused.remove(match)
-                callback.load_state_dict(match["state"])
-        self.notify("on_resume")
-
-
-def _part_of_this_rank(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint holds for this rank alone; nothing if it was saved by fewer processes."""
-    first = {name: state[name] for name in ("rng", "loader", "generators", "rng_at_epoch_start")}
-    parts: list[dict[str, Any]] = [first, *state.get("other_ranks", [])]
-    return parts[rank()] if rank() < len(parts) else {}
+    def go_on_counting(self, seconds: float) -> None:
+        """Count the wall time from so many seconds on."""
+        self._seconds_before, self._started = seconds, time.perf_counter()
 
 
 def _overrides(callback: Callback, hook: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
-from cifarkit.checks import check_integer, check_items, check_number, name_kinds
-from cifarkit.inference import evaluation_mode
+from cifarkit.checks import check_integer, check_items, check_number
 from cifarkit.memory import keep_freed_memory
 from cifarkit.training import distributed
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
 from cifarkit.training.compiling import compile_networks, fall_back_to_eager
+from cifarkit.training.evaluation import evaluate, to_device
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
-from cifarkit.training.loading import iterating, require_batches, undisturbed
+from cifarkit.training.loading import iterating, require_batches
 from cifarkit.training.loggers import Logger
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.precision import SMALLEST_SCALE, Precision, choose_device, step_scaled
 from cifarkit.training.progress import ProgressBar
+from cifarkit.training.resuming import naming, restore_callbacks, restore_random_states, unchanged_by_a_failure
 from cifarkit.training.run import Run
 from cifarkit.training.schedules import Schedule, check_schedule, constant, scheduled_rates, set_rates
 from cifarkit.training.task import Batch, Task, Update, check_task, check_update, metric_name
@@ -199,26 +200,7 @@ class Trainer:
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
         """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
         require_batches("loader", loader)
-        distributed.average_statistics(check_task(task).to(self.device))
-        sums: dict[str, list[Tensor]] = {}
-        counts: dict[str, float] = {}
-        with (
-            undisturbed(loader) as bystander,
-            iterating(bystander) as batches,
-            evaluation_mode(task),
-            torch.inference_mode(),
-        ):
-            for batch in batches:
-                if guard is not None:
-                    distributed.heed(guard)
-                with self.precision.autocast():
-                    results = task.evaluate(self.to_device(batch))
-                for name, (total, count) in results.items():
-                    sums.setdefault(name, []).append(total.float())
-                    counts[name] = counts.get(name, 0) + count
-        totals = distributed.add_up({name: sum(torch.stack(parts).tolist()) for name, parts in sums.items()})
-        counts = distributed.add_up(counts)
-        return {f"val_{name}": total / counts[name] for name, total in totals.items()}
+        return evaluate(check_task(task).to(self.device), loader, self.to_device, self.precision.autocast, guard)
 
     def is_finished(self, run: Run) -> bool:
         """Tell whether the run has been stopped or has done all its epochs or updates."""
@@ -228,16 +210,7 @@ class Trainer:
 
     def to_device(self, batch: Batch) -> list[Tensor]:
         """Move a batch, images in channels_last, which convolutions prefer."""
-        if not isinstance(batch, (list, tuple)) or not all(isinstance(item, Tensor) for item in batch):
-            raise TypeError(f"a batch must be a tuple of tensors such as (images, labels); got {name_kinds(batch)}")
-        if not len(batch[0]):
-            raise ValueError("a batch is empty; leave it out")
-        return [
-            item.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            if item.dim() == 4
-            else item.to(self.device, non_blocking=True)
-            for item in batch
-        ]
+        return to_device(batch, self.device)
 
     def _prepare(self, run: Run, checkpoint: Path | None) -> None:
         run.task.to(self.device)
@@ -245,22 +218,22 @@ class Trainer:
         if self.compile:
             compile_networks(run.task)
         state = distributed.from_first_rank(lambda: load_checkpoint(checkpoint)) if checkpoint else None
-        if state is not None:
-            try:
-                run.load_state_dict(state)
-            except ValueError as error:
-                raise ValueError(f"{checkpoint}: {error}") from error
-            run.last_checkpoint = str(checkpoint)
-        distributed.share_weights(run.task)
-        for callback in run.callbacks:
-            callback.on_fit_start(run)
-            run.schedule = callback.bend_schedule(run.schedule, run)
-        if state is not None:
-            run.load_callbacks(state["callbacks"])
+        with unchanged_by_a_failure(run) if state is not None else nullcontext():
+            if state is not None:
+                with naming(checkpoint):
+                    run.load_state_dict(state)
+                run.last_checkpoint = str(checkpoint)
+            distributed.share_weights(run.task)
+            for callback in run.callbacks:
+                callback.on_fit_start(run)
+                run.schedule = callback.bend_schedule(run.schedule, run)
+            if state is not None:
+                with naming(checkpoint):
+                    restore_callbacks(run, state["callbacks"])
         for logger in run.loggers:
             logger.start(run)
-        run.set_random_states(state)
-        run.mark_position()
+        restore_random_states(state)
+        run.position.mark()
         run.stopped_because = next(filter(None, distributed.gather(run.stopped_because)), None)
 
     def _run_epochs(self, run: Run, guard: InterruptGuard) -> None:

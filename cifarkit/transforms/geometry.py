@@ -187,7 +187,7 @@ class Resize(Transform):
         size: (height, width) in pixels, or the length of the shorter side, the other keeping the proportions.
     Raises:
         TypeError: if size is no integer, nor two.
-        ValueError: if a side is below 1.
+        ValueError: if a side is below 1, or the images have no channels or no pixels.
     """
 
     fixed = True
@@ -198,7 +198,9 @@ class Resize(Transform):
 
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         check_images(images)
-        height, width = images.shape[-2:]
+        channels, height, width = images.shape[1:]
+        if not channels * height * width:
+            raise ValueError(f"images has shape {tuple(images.shape)}; give at least one channel and one pixel")
         target = self.size
         if isinstance(target, int):
             shorter = min(height, width)
@@ -206,9 +208,12 @@ class Resize(Transform):
         if target == (height, width):
             return images
         if not len(images):  # which interpolate refuses
-            return images.new_empty(0, images.shape[1], *target)
-        resized = F.interpolate(to_float(images), target, mode="bilinear", antialias=True)
-        return to_dtype(resized, images.dtype)
+            return images.new_empty(0, channels, *target)
+        floats = to_float(images)
+        if floats.dtype in (torch.float16, torch.bfloat16):  # which PyTorch does not antialias on the CPU
+            floats = floats.float()
+        resized = F.interpolate(floats, target, mode="bilinear", antialias=True)
+        return to_dtype(resized, images.dtype).to(images.dtype)
 
 
 def pixel_sources(images: Tensor) -> tuple[Tensor, Tensor, int]:

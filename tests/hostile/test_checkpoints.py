@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cifarkit.files import remove_abandoned, require_plain_zip
+from cifarkit.generation import inception
 from cifarkit.models import resnet18
 from cifarkit.training import ClassificationTask, ModelCheckpoint, Trainer, load_checkpoint, load_weights, save_weights
 from cifarkit.training.checkpoint import write_checkpoint
@@ -114,15 +115,32 @@ def test_a_compiled_program_is_no_checkpoint(tmp_path: Path) -> None:
 # Memory.
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
-    buffer, path = io.BytesIO(), tmp_path / "bomb.pt"
+def write_bomb(path: Path) -> None:
+    """Write zeros as torch.save does, but compressed to almost nothing."""
+    buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(1_000_000)}, buffer)
     with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry))
     assert path.stat().st_size < 100_000
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    write_bomb(tmp_path / "bomb.pt")
     with pytest.raises(ValueError, match=r"bomb\.pt cannot be read .*would unpack \d+ bytes to 400\d+"):
-        load_checkpoint(path)
+        load_checkpoint(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("reader", [lambda path: resnet18(weights=path), inception])
+def test_weights_that_unpack_to_more_than_they_hold_are_refused(reader: Callable[[Path], Any], tmp_path: Path) -> None:
+    write_bomb(tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match=r"bomb\.pt' .*it would unpack \d+ bytes to 400\d+"):
+        reader(tmp_path / "bomb.pt")
+
+
+def test_weights_in_the_format_of_old_still_load(tmp_path: Path) -> None:
+    torch.save(resnet18().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    resnet18(weights=tmp_path / "old.pt")
 
 
 def test_every_file_of_torch_save_is_plain() -> None:

@@ -112,9 +112,6 @@ DTYPES = st.sampled_from(
 SIDES = st.one_of(st.sampled_from([1, 2, 3, 8]), st.integers(1, 40))
 
 
-UNSUPPORTED = (torch.float16, torch.bfloat16)  # by PyTorch's antialiased interpolation on the CPU, in some versions
-
-
 def images_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randint(0, 256 if dtype == torch.uint8 else 2, shape).to(dtype)
 
@@ -124,8 +121,6 @@ def images_of(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def test_a_transform_works_or_names_what_is_wrong(
     transform: t.Transform, count: int, channels: int, height: int, width: int, dtype: torch.dtype
 ) -> None:
-    if dtype in UNSUPPORTED and "Resize" in repr(transform):
-        return  # see the next test
     images = images_of((count, channels, height, width), dtype)
     try:
         result = transform(images, Draws(0, 0, torch.arange(count)))
@@ -138,19 +133,27 @@ def test_a_transform_works_or_names_what_is_wrong(
     assert not result.is_floating_point() or bool(result.isfinite().all())
 
 
-@pytest.mark.xfail(
-    raises=(NotImplementedError, RuntimeError), reason="Resize hands half precision to an operator without it"
-)
-@pytest.mark.parametrize("dtype", UNSUPPORTED)
-def test_images_of_half_precision_are_resized_or_named(dtype: torch.dtype) -> None:
-    assert t.Resize(7)(torch.rand(1, 3, 9, 9).to(dtype)).shape == (1, 3, 7, 7)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_half_precision_are_resized_as_floats(dtype: torch.dtype) -> None:
+    images = torch.rand(2, 3, 9, 9).to(dtype)
+    resized = t.Resize(7)(images)
+    assert resized.dtype == dtype
+    assert torch.equal(resized, t.Resize(7)(images.float()).to(dtype))
 
 
-@pytest.mark.xfail(raises=(RuntimeError, ZeroDivisionError), reason="Resize does not look for sides and channels of 0")
-@pytest.mark.parametrize("shape", [(1, 0, 1, 1), (1, 3, 0, 0)])
-def test_empty_images_are_named_by_resize(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="images"):
-        t.Resize(7)(torch.zeros(shape))
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), SIDES, SIDES, st.sampled_from([torch.uint8, torch.float16, torch.float32]))
+def test_an_empty_batch_is_resized_to_one(channels: int, height: int, width: int, dtype: torch.dtype) -> None:
+    resized = t.Resize((5, 6))(torch.zeros(0, channels, height, width, dtype=dtype))
+    assert resized.shape == (0, channels, 5, 6)
+    assert resized.dtype == dtype
+
+
+@pytest.mark.parametrize("size", [7, (1, 1)])
+@pytest.mark.parametrize("shape", [(1, 0, 1, 1), (1, 3, 0, 0), (0, 3, 0, 4)])
+def test_empty_images_are_named_by_resize(shape: tuple[int, ...], size: Any) -> None:
+    with pytest.raises(ValueError, match=r"images has shape .*; give at least one channel and one pixel"):
+        t.Resize(size)(torch.zeros(shape))
 
 
 @settings(max_examples=80, deadline=None)

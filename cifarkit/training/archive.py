@@ -1,0 +1,85 @@
+"""Files of tensors and plain types: written whole or not at all, checked by a checksum, read without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifarkit.files import read_file, require_plain_zip, write_atomically
+
+_END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
+_LABEL = b"sha256:"
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, set, torch.Size, torch.dtype, torch.device)
+
+
+def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
+    """Save tensors and plain types to path, atomically and with a checksum.
+
+    The file is an ordinary ``torch.save`` zip; the SHA-256 of it stands in the zip's comment, so that
+    ``torch.load`` reads it without this library. NumPy's scalars are saved as Python's.
+
+    Raises:
+        TypeError: if something in the state could not be loaded without running code.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state, "state"), buffer)
+    content = buffer.getvalue()
+    if content[-22:-18] != _END_RECORD or content[-2:] != b"\0\0":
+        raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
+    comment = _LABEL + hashlib.sha256(content).hexdigest().encode()
+    write_atomically(content[:-2] + len(comment).to_bytes(2, "little") + comment, path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU after checking that it is whole; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or is no checkpoint; the message names it.
+    """
+    path = Path(path)
+    content = read_file(path)
+    _require_checksum(content, path)
+    try:
+        require_plain_zip(content)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damage that no checksum guards against can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as tensors and plain types: {reason}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__} where a dict was expected")
+    return state
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return value with NumPy's scalars made Python's; name says where in the state it stands."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, name) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, Tensor) or type(value) in _PLAIN_TYPES:
+        return value
+    raise TypeError(f"{name} holds a {type(value).__name__}; a checkpoint takes tensors and plain Python types only")
+
+
+def _require_checksum(content: bytes, path: Path) -> None:
+    """Check the comment of :func:`write_checkpoint`; files of plain ``torch.save`` have none and pass."""
+    length = len(_LABEL) + 64
+    start = len(content) - length
+    label = length.to_bytes(2, "little") + _LABEL
+    if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start - 2 : start + 7] != label:
+        if content[-22:-18] == _END_RECORD and content[-2:] == b"\0\0":
+            return
+        raise ValueError(f"{path} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
+    original = content[: start - 2] + b"\0\0"
+    if hashlib.sha256(original).hexdigest().encode() != content[start + 7 :]:
+        raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")

@@ -1,0 +1,68 @@
+"""Means of a task's metrics over a loader, which leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cifarkit.checks import name_kinds
+from cifarkit.inference import evaluation_mode
+from cifarkit.training import distributed
+from cifarkit.training.interrupts import InterruptGuard
+from cifarkit.training.loading import iterating, undisturbed
+from cifarkit.training.task import Batch, Task
+
+
+def evaluate(
+    task: Task,
+    loader: Iterable[Any],
+    prepare: Callable[[Batch], list[Tensor]],
+    autocast: Callable[[], AbstractContextManager[object]],
+    guard: InterruptGuard | None,
+) -> dict[str, float]:
+    """Return the task's metrics over a loader, each the mean over all samples of all ranks.
+
+    Args:
+        task, loader: what is judged, on its device, and on what.
+        prepare: brings a batch to the device.
+        autocast: opens the region in which the task computes.
+        guard: asked between two batches, if there is one.
+    """
+    distributed.average_statistics(task)
+    sums: dict[str, list[Tensor]] = {}
+    counts: dict[str, float] = {}
+    with (
+        undisturbed(loader) as bystander,
+        iterating(bystander) as batches,
+        evaluation_mode(task),
+        torch.inference_mode(),
+    ):
+        for batch in batches:
+            if guard is not None:
+                distributed.heed(guard)
+            with autocast():
+                results = task.evaluate(prepare(batch))
+            for name, (total, count) in results.items():
+                sums.setdefault(name, []).append(total.float())
+                counts[name] = counts.get(name, 0) + count
+    totals = distributed.add_up({name: sum(torch.stack(parts).tolist()) for name, parts in sums.items()})
+    counts = distributed.add_up(counts)
+    return {f"val_{name}": total / counts[name] for name, total in totals.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> list[Tensor]:
+    """Move a batch, images in channels_last, which convolutions prefer."""
+    if not isinstance(batch, (list, tuple)) or not all(isinstance(item, Tensor) for item in batch):
+        raise TypeError(f"a batch must be a tuple of tensors such as (images, labels); got {name_kinds(batch)}")
+    if not len(batch[0]):
+        raise ValueError("a batch is empty; leave it out")
+    return [
+        item.to(device, non_blocking=True, memory_format=torch.channels_last)
+        if item.dim() == 4
+        else item.to(device, non_blocking=True)
+        for item in batch
+    ]

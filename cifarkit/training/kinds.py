@@ -1,0 +1,89 @@
+"""Entries of a loaded state that must be there and of a certain kind, each named when it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an entry must be: in words, and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def __or__(self, other: Kind) -> Kind:
+        return Kind(f"{self.words} or {other.words}", lambda value: self.fits(value) or other.fits(value))
+
+
+COUNT = Kind("an integer from 0", lambda value: type(value) is int and value >= 0)
+INTEGER = Kind("an integer", lambda value: type(value) is int)
+NUMBER = Kind("a number", lambda value: type(value) in (int, float))
+FLAG = Kind("True or False", lambda value: type(value) is bool)
+NOTHING = Kind("None", lambda value: value is None)
+TEXT = Kind("text", lambda value: type(value) is str)
+TABLE = Kind("a dict", lambda value: isinstance(value, Mapping))
+LIST = Kind("a list", lambda value: type(value) is list)
+ROW = Kind("a list or tuple", lambda value: type(value) in (list, tuple))
+SUM = Kind("[sum, samples]", lambda value: LIST.fits(value) and len(value) == 2 and all(map(NUMBER.fits, value)))
+# Sparse tensors and those without content load, too, but cannot be copied into a network.
+TENSOR = Kind(
+    "a dense tensor",
+    lambda value: isinstance(value, Tensor) and value.layout is torch.strided and value.device.type != "meta",
+)
+
+
+def tensor_of(dtype: torch.dtype) -> Kind:
+    """Return the kind of the dense tensors of one dtype."""
+    return Kind(f"a dense tensor of {dtype}", lambda value: TENSOR.fits(value) and value.dtype == dtype)
+
+
+def require(value: Any, kind: Kind, where: str) -> None:
+    """Raise ValueError unless a value is of the kind; ``where`` says where in the state it stands."""
+    if not kind.fits(value):
+        raise ValueError(f"{where} is {_shown(value)}; it must be {kind.words}")
+
+
+def entry(table: Mapping[Any, Any], key: Any, kind: Kind, where: str) -> Any:
+    """Return an entry of a dict that stands at ``where``.
+
+    Raises:
+        ValueError: if it is missing or of another kind.
+    """
+    if key not in table:
+        raise ValueError(f"{where}[{key!r}] is missing")
+    require(table[key], kind, f"{where}[{key!r}]")
+    return table[key]
+
+
+def require_like(value: Any, own: Any, where: str) -> None:
+    """Raise ValueError unless a value has every entry of ``own``, each of the same kind; where that is None, any."""
+    if isinstance(own, Mapping):
+        require(value, TABLE, where)
+        for key in own:
+            if key not in value:
+                raise ValueError(f"{where}[{key!r}] is missing")
+            require_like(value[key], own[key], f"{where}[{key!r}]")
+    elif own is not None:
+        require(value, kind_of(own), where)
+
+
+def kind_of(own: Any) -> Kind:
+    """Return the kind that another value must have to stand in the place of this one."""
+    if isinstance(own, Tensor):
+        return tensor_of(own.dtype)
+    if type(own) in (list, tuple):
+        return ROW
+    return {bool: FLAG, int: INTEGER, float: NUMBER, str: TEXT}.get(type(own), Kind("anything", lambda value: True))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} of type {type(value).__name__}"

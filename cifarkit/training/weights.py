@@ -1,0 +1,89 @@
+"""The weights of one network, in files of their own or out of the checkpoint of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cifarkit.files import read_file, write_atomically
+from cifarkit.training.archive import load_checkpoint, write_checkpoint
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Save a network's weights, as safetensors if the name ends so, else as a plain ``torch.save`` dict.
+
+    Raises:
+        ImportError: if the name ends in .safetensors and the extra is not installed.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if Path(path).suffix == ".safetensors":
+        write_atomically(_safetensors().save(weights), path)
+    else:
+        write_checkpoint(weights, path)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, average: str | None = None) -> nn.Module:
+    """Load weights into a network and return it.
+
+    Args:
+        model: the network, built like the one that was saved.
+        path: a file of :func:`save_weights`, or a checkpoint of a run whose task holds the network.
+        average: take the averaged weights of a checkpoint instead: "ema" or "swa".
+    Raises:
+        ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
+    """
+    weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
+    if "format_version" in weights:
+        try:
+            weights = _network_of_run(weights, model, path, average)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} calls itself the checkpoint of a run and lacks its parts: {error!r}") from error
+    elif average is not None:
+        raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
+    own = model.state_dict()
+    for key in [*own, *weights]:
+        sides = (weights, own)
+        there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
+        if there != here:
+            raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
+    model.load_state_dict(weights)
+    return model
+
+
+def _network_of_run(
+    state: dict[str, Any], model: nn.Module, path: str | Path, average: str | None
+) -> dict[str, Tensor]:
+    """Find the weights of one network in a run's checkpoint: the child of the task with the same keys."""
+    tensors: dict[str, Tensor] = state["task"]
+    if average is not None:
+        found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
+        if not found or not found[0]["updates"]:
+            missing = "no average of that name; use 'ema' or 'swa'"
+            there = "an average that no update has entered yet" if found else missing
+            raise ValueError(f"average={average!r}: {path} holds {there}")
+        tensors = found[0]["averaged"]
+    names = {key.split(".", 1)[0] for key in tensors}
+    own = model.state_dict().keys()
+    for name in sorted(names, key=lambda name: name != "model"):
+        child = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + ".")}
+        if child.keys() == own:
+            return child
+    raise ValueError(f"{path} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}")
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    library, content = _safetensors(), read_file(path)
+    try:
+        return dict(library.load(content))
+    except Exception as error:  # the library's own errors do not name the file
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("reading and writing .safetensors needs: pip install cifarkit[safetensors]") from error
+    return safetensors.torch
