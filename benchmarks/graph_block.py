@@ -114,6 +114,7 @@ class Study:
         head_rate, backbone_factor: AdamW's rate for the head, and the backbone's over it where it is tuned.
         small_epochs: first epochs of rows a and b that see crops of 24 pixels.
         keep: share of the images that rows a and b are trained on, those a proxy finds hardest.
+        select_from: epoch from which these are chosen; before it, the share is drawn at random.
         views: crops that are averaged to score an image.
     """
 
@@ -133,6 +134,7 @@ class Study:
     backbone_factor: float
     small_epochs: int
     keep: float
+    select_from: int
     views: int
 
     @property
@@ -248,6 +250,7 @@ def task_from_start(model: nn.Module, study: Study, sets: Sets) -> Classificatio
         proxy.optimizers["model"],
         keep=study.keep,
         proxy_share=0.5,
+        start=study.select_from * len(make_loader(ROWS["a"], study, sets, 0)),
         label_smoothing=0.1,
     )
 
@@ -434,6 +437,7 @@ def parse() -> argparse.Namespace:
     flag("--batch-size", type=int, default=256)
     flag("--small-epochs", type=int, default=0, help="first epochs of rows a and b on crops of 24 pixels")
     flag("--keep", type=float, default=1.0, help="share of the images that rows a and b train on, the hardest")
+    flag("--select-from", type=int, default=0, help="epoch from which the hardest are chosen; before it, at random")
     flag("--views", type=int, default=1, choices=[1, 2, 6], help="crops that are averaged to score an image")
     flag("--precision", default="bf16-mixed", choices=["fp32", "bf16-mixed"])
     flag("--heads", type=int, default=1, help="of the attention")
@@ -454,7 +458,7 @@ def parse() -> argparse.Namespace:
 def describe(args: argparse.Namespace, name: str, sets: Sets) -> Study:
     """Collect what the figures will depend on."""
     shared = ("backbone", "epochs", "more_epochs", "batch_size", "precision", "heads", "head_rate", "backbone_factor")
-    shared += ("small_epochs", "keep", "views")
+    shared += ("small_epochs", "keep", "select_from", "views")
     return Study(
         data=name,
         train_images=len(sets.train),
