@@ -20,14 +20,25 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
         None where that cannot be known: ``torch.fx`` cannot follow the forward pass, the model has hooks that a copy
         would not call, or there is nothing to fold.
     """
-    parts = list(model.modules())
-    if not any(isinstance(part, nn.BatchNorm2d) for part in parts) or any(_has_hooks(part) for part in parts):
+    if not any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
+        return None
+    traced = trace_copy(model)
+    return traced if traced is not None and _fold(traced) else None
+
+
+def trace_copy(model: nn.Module) -> fx.GraphModule | None:
+    """Copy a network for evaluation as a graph of its operations, its weights apart from the model's.
+
+    Returns:
+        the copy, in evaluation mode; or None if ``torch.fx`` cannot follow the forward pass, or the model has hooks
+        that a copy would not call.
+    """
+    if any(_has_hooks(part) for part in model.modules()):
         return None
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        return fx.symbolic_trace(copy.deepcopy(model).eval())
     except Exception:  # whatever a forward pass may raise when it is given proxies; the model itself then does the work
         return None
-    return traced if _fold(traced) else None
 
 
 def _fold(traced: fx.GraphModule) -> int:

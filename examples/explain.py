@@ -3,42 +3,48 @@
     python examples/explain.py --data cifar10 --root data --model resnet18 --weights runs/<a run>/best.pt
 
 Without --weights a small network first learns the built-in shapes, in about two minutes on two cores. Beside each
-method stand the areas under its deletion curve (small is good) and its insertion curve (large is good).
+method stand the areas under its deletion curve (small is good) and its insertion curve (large is good). With --trust 3
+all other figures of trust are computed, too, and written to explanations.json; that takes some minutes.
 """
 
 import argparse
+import json
 
 import torch
 
 from cifarkit import data, models, predict, schedules, seed_everything, training
 from cifarkit.attribution import METHODS, attribute
-from cifarkit.attribution.faithfulness import deletion_curve, insertion_curve
+from cifarkit.attribution.trust import table, trust
 from cifarkit.plots.explanations import explanations
 from cifarkit.transforms import Normalize
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
+flag("--data", default="shapes", help="shapes, cifar10 or a .npz file to train on")
+flag("--test", help="a .npz file with the images to choose from; --data has them otherwise")
 flag("--root", default="data", help="where CIFAR-10 lies")
 flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
 flag("--model", default="speednet", choices=["speednet", "resnet18"])
 flag("--weights", help="of the model: a run's best.pt or last.pt, or a file of save_weights")
-flag("--classes", nargs="+", help="one image of each; cat, airplane and ship where these exist")
+flag("--classes", nargs="+", help="an image of each; cat, airplane and ship by default")
 flag("--index", nargs="+", type=int, help="these images instead, by their place among the test images")
 flag("--ask", help="ask about this class instead of the predicted one")
 flag("--methods", nargs="+", default=list(METHODS), choices=METHODS)
 flag("--scale", default="row", choices=["row", "all", "panel"], help="what has a colour scale of its own")
 flag("--max-batch", type=int, help="images in one pass; bounds memory")
 flag("--precision", default="fp32", choices=["fp32", "bf16", "auto"])
+flag("--trust", type=int, default=0, metavar="N", help="all figures of trust, with N disturbed copies of an image")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 
 
 def load(train: bool) -> data.ImageDataset:
-    if args.data == "shapes":
+    file = args.data if train else args.test or args.data
+    if file == "shapes":
         return data.shapes((300 if args.tiny else 12_000) if train else 500, seed=1 - train)
-    is_file = args.data.endswith(".npz")
-    return data.load_npz(args.data) if is_file else data.cifar10(args.root, train=train, download=args.download)
+    if file == "cifar10":
+        return data.cifar10(args.root, train=train, download=args.download)
+    return data.load_npz(file)
 
 
 seed_everything(0)
@@ -56,22 +62,27 @@ if not args.weights:
     training.Trainer(max_epochs=1 if args.tiny else 8, schedule=schedules.one_cycle()).fit(task, loader)
 
 indices = args.index
-if indices is None:
+if indices is None:  # of each class the first that is classified rightly, if one is
     wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
-    indices = [int((test_set.labels == names.index(name)).nonzero()[0, 0]) for name in wanted]
+    places = [(test_set.labels == names.index(name)).nonzero()[:50, 0] for name in wanted]
+    right = [predict(model, normalize(test_set.images[place])).argmax(1) == test_set.labels[place] for place in places]
+    indices = [int(place[hits.int().argmax()]) for place, hits in zip(places, right, strict=True)]
 images, labels = test_set.images[indices], test_set.labels[indices]
 inputs = normalize(images)
 logits = predict(model, inputs)
 targets = torch.full_like(labels, names.index(args.ask)) if args.ask else logits.argmax(1)
-maps, notes = {}, {}
+maps, found = {}, {}
 for method in args.methods:
     small = {"samples": 5} if args.tiny and method in ("smooth_grad_squared", "gradient_shap") else {}
-    settings = {"max_batch": args.max_batch, "precision": args.precision, **small}
-    maps[method] = attribute(model, inputs, targets, method, **settings)
-    areas = [curve(model, inputs, targets, maps[method], steps=16).area for curve in (deletion_curve, insertion_curve)]
-    notes[method] = "deletion {:.2f}\ninsertion {:.2f}".format(*areas)
-    print(f"{method:22}", notes[method].replace("\n", ", "))
+    request, settings = (model, inputs, targets, method), {"max_batch": args.max_batch, **small}
+    maps[method] = attribute(*request, precision=args.precision, **settings)
+    found[method] = trust(*request, maps[method], curve_steps=16, disturbed=args.trust, **settings)
+    print(found[method], flush=True)
 folder, caption = training.run_folder("explain"), {"classes": names, "logits": logits, "labels": labels}
+notes = {method: figures.note() for method, figures in found.items()}
+content = {"images": indices, "disturbed": args.trust, "figures": [one.as_dict() for one in found.values()]}
+content["tables"] = [{"title": "trust", **table(found.values())}]
+(folder / "explanations.json").write_text(json.dumps(content, indent=1) + "\n")
 for name in ("explanations.png", "explanations.html"):
     explanations(images, maps, folder / name, targets=targets, scale=args.scale, notes=notes, **caption)
 print(f"see {folder}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,9 +102,9 @@ def ask(model: nn.Module, images: Any, targets: Any, max_batch: int, seed: int) 
     return Question(model, model, given, classes.to(given.device), max_batch, check_integer("seed", seed))
 
 
-def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
+def compute_logits(network: Callable[[Any], Tensor], images: Any) -> Tensor:
     """Return logits, at least float32, so that differences of those of autocast keep their digits."""
-    logits: Tensor = network(images)
+    logits = network(images)
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 

@@ -1,0 +1,54 @@
+"""All figures of trust at once: those of the functions that compute them, and only what was asked for."""
+
+import pytest
+import torch
+from torch import nn
+
+from cifarkit.attribution import METHODS, attribute, completeness_error, deletion_curve, randomization_check
+from cifarkit.attribution.robustness import sensitivity
+from cifarkit.attribution.trust import ADD_UP, table, trust
+
+torch.manual_seed(0)
+MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+IMAGES = torch.randn(2, 3, 8, 8)
+SMALL = {"smooth_grad_squared": {"samples": 2, "steps": 2}, "gradient_shap": {"samples": 2}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_disturbed_copies_only_the_quick_figures(method: str) -> None:
+    options = SMALL.get(method, {})
+    found = trust(MODEL, IMAGES, 1, method, attribute(MODEL, IMAGES, 1, method, **options), **options)
+    assert (found.completeness is not None) == (method in ADD_UP)
+    assert found.infidelity is found.sensitivity is found.kept is found.verdict is None
+    assert found.note().splitlines() == [f"deletion {found.deletion:.2f}", f"insertion {found.insertion:.2f}"]
+
+
+def test_figures_are_those_of_the_functions() -> None:
+    maps = attribute(MODEL, IMAGES, 1, "deep_lift", baselines=0.3)
+    found = trust(MODEL, IMAGES, 1, "deep_lift", maps, disturbed=2, stages=2, baselines=0.3)
+    check = randomization_check(MODEL, IMAGES, 1, "deep_lift", stages=2, baselines=0.3)
+    assert found.completeness == completeness_error(MODEL, IMAGES, 1, maps, 0.3).mean().item()
+    assert found.deletion == deletion_curve(MODEL, IMAGES, 1, maps).area
+    assert found.sensitivity == pytest.approx(
+        sensitivity(MODEL, IMAGES, 1, "deep_lift", samples=2, baselines=0.3).mean().item()
+    )
+    assert (found.kept, found.kept_absolute, found.verdict) == (check.kept, check.kept_absolute, check.verdict)
+    assert 0 <= found.infidelity <= 1.5
+    assert found.note().endswith(f"kept {check.kept:.2f}")
+
+
+def test_a_table_has_a_row_for_each_method() -> None:
+    found = [
+        trust(MODEL, IMAGES, 0, name, attribute(MODEL, IMAGES, 0, name), curve_steps=4, disturbed=count)
+        for name, count in (("saliency", 0), ("input_x_gradient", 1))
+    ]
+    content = table(found)
+    assert [row[0] for row in content["rows"]] == ["saliency", "input_x_gradient"]
+    assert all(len(row) == len(content["columns"]) for row in content["rows"])
+    assert content["rows"][0][4:] == ["", "", "", "", ""]
+    assert content["rows"][1][-1] in ("passes", "passes by its signs", "FAILS")
+
+
+def test_a_wrong_argument_is_named() -> None:
+    with pytest.raises(ValueError, match="disturbed=-1 must be at least 0"):
+        trust(MODEL, IMAGES, 0, "saliency", IMAGES, disturbed=-1)
