@@ -78,7 +78,7 @@ class NetworkDenoiser:
         if self.labels is not None and len(self.labels) != len(x):
             raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
         images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        with nullcontext() if self._ready else self.session():
+        with nullcontext() if self._ready else self._mode():
             predicted = self._guided(images, t) if self.guidance else self._predict(images, t, self.labels)
         if self.velocity_schedule is not None:
             predicted = self.velocity_schedule.noise_from_velocity(predicted.to(x.dtype), x, t)
@@ -86,7 +86,14 @@ class NetworkDenoiser:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Keep evaluation mode, and the weights cast to bf16, over many calls between which no weight changes."""
+        """Keep what many calls share, weights cast and prepared, while no weight changes between them."""
+        inner = getattr(self.model, "module", self.model)
+        prepared = getattr(inner, "accelerated", nullcontext)  # too dear for a single call
+        with self._mode(), prepared():
+            yield
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
         with evaluation_mode(self.model), inference_autocast(self.precision, device_of(self.model)):
             before, self._ready = self._ready, True
             try:

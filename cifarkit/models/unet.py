@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,16 @@ from torch.nn import functional as F
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.labels import check_labels
-from cifarkit.models.attention import SelfAttention
-
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+from cifarkit.models.unet_parts import (
+    Convolution,
+    Downsampling,
+    ResidualBlock,
+    Upsampling,
+    convolution,
+    group_norm,
+    linear,
+    zeroed,
+)
 
 _LONGEST_PERIOD = 10_000  # of the waves that encode the time, in diffusion steps over 2 pi
 
@@ -64,13 +71,14 @@ class UNet(nn.Module):
         self.condition = _Condition(base, 4 * base, self.num_classes)
         rate, blocks = check_number("dropout", dropout, 0, 1, below=True), check_integer("blocks", blocks, 1)
 
-        def block(before: int, after: int, attention: bool) -> _Block:
-            return _Block(before, after, 4 * base, rate, heads if attention else None)
+        def block(before: int, after: int, attention: bool) -> ResidualBlock:
+            return ResidualBlock(before, after, 4 * base, rate, heads if attention else None)
 
-        self.first = _convolution(self.channels * self.patch**2, base)
+        self.first = convolution(self.channels * self.patch**2, base)
         self.down, self.middle, self.up = _build_ways(base, [base * item for item in factors], blocks, attended, block)
-        self.norm = _norm(base * factors[0])
-        self.last = _zeroed(_convolution(base * factors[0], self.channels * self.patch**2))
+        self.norm = group_norm(base * factors[0])
+        self.last = zeroed(convolution(base * factors[0], self.channels * self.patch**2))
+        self._joined: tuple[Tensor, Tensor] | None = None  # weight and bias of all shifts, while accelerated
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict the noise in images.
@@ -83,18 +91,55 @@ class UNet(nn.Module):
             (B, C, H, W), in the dtype of x.
         """
         self._check(x, t)
-        condition = self.condition(t, labels)
+        shifts = self._shifts(self.condition(t, labels))
         h = self.first(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]
         for step in self.down:
-            h = step(h, condition)
+            h = step(h, next(shifts)) if isinstance(step, ResidualBlock) else step(h)
             skips.append(h)
         for step in self.middle:
-            h = step(h, condition)
+            h = step(h, next(shifts))
         for step in self.up:
-            h = step(torch.cat([h, skips.pop()], 1) if isinstance(step, _Block) else h, condition)
+            h = step(torch.cat([h, skips.pop()], 1), next(shifts)) if isinstance(step, ResidualBlock) else step(h)
         h = self.last(F.silu(self.norm(h)))
         return (F.pixel_shuffle(h, self.patch) if self.patch > 1 else h).to(x.dtype)
+
+    @contextmanager
+    def accelerated(self) -> Iterator[None]:
+        """Let a CPU predict faster for a while without gradients; weights must not change meanwhile.
+
+        Convolutions are computed by :class:`FastConvolution`, and the times of all blocks by one matrix product; what
+        both need is formed once. Results are equal but for rounding. Under autocast, open it inside.
+        """
+        weight = self.first.weight
+        if weight.device.type != "cpu" or self._joined is not None:
+            yield
+            return
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        layers, shifts = [part for part in self.modules() if isinstance(part, Convolution)], self._blocks()
+        try:
+            with torch.no_grad():
+                for layer in layers:
+                    layer.accelerate(dtype)
+                weights, biases = zip(*((block.shift.weight, block.shift.bias) for block in shifts), strict=True)
+                self._joined = torch.cat(weights).to(dtype), torch.cat(biases).to(dtype)
+            yield
+        finally:
+            self._joined = None
+            for layer in layers:
+                layer.fast = None
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return [step for way in (self.down, self.middle, self.up) for step in way if isinstance(step, ResidualBlock)]
+
+    def _shifts(self, condition: Tensor) -> Iterator[Tensor]:
+        """Return what each block adds between its convolutions, (B, O) for the O channels of the block."""
+        blocks = self._blocks()
+        if self._joined is None or torch.is_grad_enabled():
+            return (block.shift(condition) for block in blocks)
+        weight, bias = self._joined
+        joined = F.linear(condition.to(weight.dtype), weight, bias)  # (B, all O)
+        return iter(torch.split(joined, [block.shift.out_features for block in blocks], 1))
 
     def _check(self, x: Tensor, t: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
@@ -125,7 +170,7 @@ class _Condition(nn.Module):
     def __init__(self, waves: int, dim: int, num_classes: int | None) -> None:
         super().__init__()
         self.waves, self.num_classes = waves, num_classes
-        self.wide, self.deep = _linear(waves, dim), _linear(dim, dim)
+        self.wide, self.deep = linear(waves, dim), linear(dim, dim)
         self.labels = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
         if self.labels is not None:
             nn.init.normal_(self.labels.weight, std=0.3)  # about as strong as the time at first
@@ -141,68 +186,14 @@ class _Condition(nn.Module):
             return F.silu(h)
 
 
-class _Block(nn.Module):
-    """Two convolutions, told the time between them, and attention if heads are given; each added to its input."""
-
-    def __init__(self, before: int, after: int, dim: int, dropout: float, heads: int | None) -> None:
-        super().__init__()
-        self.first_norm, self.first = _norm(before), _convolution(before, after)
-        self.shift = _linear(dim, after)
-        self.norm, self.dropout, self.last = _norm(after), nn.Dropout(dropout), _zeroed(_convolution(after, after))
-        self.shortcut = nn.Identity() if before == after else _convolution(before, after, side=1)
-        self.attention = None if heads is None else _Attention(after, heads)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.first(F.silu(self.first_norm(x))) + self.shift(condition)[:, :, None, None]
-        h = self.shortcut(x) + self.last(self.dropout(F.silu(self.norm(h))))
-        attended: Tensor = h if self.attention is None else self.attention(h)
-        return attended
-
-
-class _Attention(nn.Module):
-    """Attention between the pixels, added to its input."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm, self.attention = _norm(channels), SelfAttention(channels, heads)
-        for layer in (self.attention.query, self.attention.key, self.attention.value):
-            _started(layer)
-        _zeroed(self.attention.project)
-
-    def forward(self, x: Tensor) -> Tensor:
-        nodes = self.norm(x).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, H W, C), a view where C comes last
-        mixed: Tensor = self.attention(nodes)
-        return x + mixed.transpose(1, 2).reshape(x.shape)  # (B, H W, C) -> (B, C, H, W), again a view
-
-
-class _Downsampling(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = _convolution(channels, channels, stride=2)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        smaller: Tensor = self.convolution(x)
-        return smaller
-
-
-class _Upsampling(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = _convolution(channels, channels)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        larger: Tensor = self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return larger
-
-
 def _build_ways(
-    width: int, widths: Sequence[int], blocks: int, attended: set[int], block: Callable[[int, int, bool], _Block]
+    width: int, widths: Sequence[int], blocks: int, attended: set[int], block: Callable[[int, int, bool], ResidualBlock]
 ) -> tuple[nn.ModuleList, nn.ModuleList, nn.ModuleList]:
     """Return the steps down, between and up; each block on the way up also takes what a step down or the start made."""
     down, up, skipped = nn.ModuleList(), nn.ModuleList(), [width]  # skipped: channels of what the way up will meet
     for level, after in enumerate(widths):
         if level:
-            down.append(_Downsampling(width))
+            down.append(Downsampling(width))
             skipped.append(width)
         for _ in range(blocks):
             down.append(block(width, after, level in attended))
@@ -214,36 +205,8 @@ def _build_ways(
             up.append(block(width + skipped.pop(), after, level in attended))
             width = after
         if level:
-            up.append(_Upsampling(width))
+            up.append(Upsampling(width))
     return down, middle, up
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Normalise groups of at least 16 channels, at most 32 groups; a CPU is slow with smaller ones."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 16), channels), channels)
-
-
-def _convolution(before: int, after: int, side: int = 3, stride: int = 1) -> nn.Conv2d:
-    return _started(nn.Conv2d(before, after, side, stride, padding=side // 2))
-
-
-def _linear(before: int, after: int) -> nn.Linear:
-    return _started(nn.Linear(before, after))
-
-
-def _started(layer: Layer) -> Layer:
-    """Draw the weights so that signals keep their size on the way forward and back, and set the bias to 0."""
-    nn.init.xavier_uniform_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _zeroed(layer: Layer) -> Layer:
-    """Set weights and bias to 0: what the layer ends adds nothing to its input before training moves it."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def _check_base(base_channels: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.models.unet import UNet, time_waves
+from cifarkit.models.unet_parts import PixelAttention, Upsampling
 
 T = torch.tensor([0, 500, 999])
 
@@ -57,7 +58,7 @@ def test_a_fresh_network_predicts_zero_and_its_blocks_add_nothing() -> None:
     model = UNet(base_channels=8, multipliers=(1, 2), blocks=1)
     assert not model(noisy(), T).any()
     features = torch.randn(2, 16, 4, 4)
-    assert torch.equal(model.middle[0](features, torch.randn(2, 32)), features)
+    assert torch.equal(model.middle[0](features, torch.randn(2, 16)), features)
 
 
 def test_time_and_label_matter_and_label_k_is_no_label() -> None:
@@ -157,3 +158,42 @@ def test_what_does_not_fit_is_named() -> None:
         model(noisy(), T, torch.tensor([0, 6, 1]))
     with pytest.raises(ValueError, match="labels are given, but the network has num_classes=None"):
         tiny()(noisy(), T, torch.tensor([0, 1, 1]))
+
+
+def wide() -> UNet:
+    """Wide enough for fast convolutions, with attention over more pixels than the fused kernel is used for."""
+    return tiny(base_channels=128, multipliers=(1, 1), attention_levels=(0,), num_classes=5)
+
+
+def test_accelerated_it_predicts_the_same_and_is_left_as_it_was() -> None:
+    model, images, labels = wide(), noisy(height=16, width=16), torch.tensor([1, 5, 2])
+    with torch.no_grad():
+        expected = model(images, T, labels)
+        with model.accelerated():
+            found = model(images, T, labels)
+        assert torch.equal(model(images, T, labels), expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert not torch.equal(found, expected)  # another way to compute it, so rounded otherwise
+
+
+def test_every_parameter_gets_a_gradient_within_acceleration_too() -> None:
+    model, images = wide(), noisy()
+    with model.accelerated():
+        model(images, T).square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters())
+
+
+def test_enlarging_in_one_is_enlarging_and_convolving() -> None:
+    layer, x = Upsampling(8), torch.randn(2, 8, 4, 6)
+    weight, bias = layer.convolution.weight, layer.convolution.bias
+    expected = nn.functional.conv2d(nn.functional.interpolate(x, scale_factor=2.0), weight, bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), weight)
+    torch.testing.assert_close(torch.autograd.grad(layer(x).square().sum(), weight)[0], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_products_are_the_attention() -> None:
+    part, x = PixelAttention(8, 1), torch.randn(2, 8, 10, 10)
+    nn.init.normal_(part.attention.project.weight)
+    expected = x + part.attention(part.norm(x).flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(part(x), expected, rtol=1e-5, atol=1e-5)
