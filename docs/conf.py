@@ -1,11 +1,13 @@
 """Sphinx settings: prose in Markdown, reference from the docstrings."""
 
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # of guides
 
 import cifarkit
 
@@ -13,12 +15,16 @@ project = "cifarkit"
 author = "The cifarkit developers"
 copyright = author
 release = version = cifarkit.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx-mathjax-offline", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"cifarkit {release}"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+nb_execution_in_temp = True  # a guide finds no file of the clone, and leaves none
+nb_execution_raise_on_error = True
+nb_execution_timeout = 900  # seconds a cell; seldom more than 20, but machines may be busy
+nb_merge_streams = True
 autodoc_inherit_docstrings = False  # `forward` says nothing that torch does not
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -1,0 +1,222 @@
+"""Write measured figures into the pages, out of the JSON and CSV files of docs/data; nobody types them.
+
+    python docs/tables.py            # rewrite every table
+    python docs/tables.py --check    # only say which pages are out of date
+
+A page marks the place of a table by two comments, and what stands between them is replaced:
+
+    <!-- table: tricks | cutout of 8 pixels -->
+    <!-- end of table -->
+
+- ``tricks | ARM | ...``: arms of benchmarks/tricks.py against its reference;
+- ``all tricks``: every arm, with a link to its page;
+- ``speedrun | ARM``: an arm of benchmarks/speedrun.py against the whole recipe;
+- ``views``: what further views of the test images gain in that benchmark;
+- ``resnet18``: the two ResNet-18 trainings;
+- ``report | NAME | TITLE``: a table of docs/data/NAME.json as its benchmark printed it.
+
+What has not been measured gives a sentence that says so, with the command that would measure it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+PLACE = re.compile(r"(<!-- table: (?P<what>.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PAGES = {  # the page of each arm of benchmarks/tricks.py
+    "no augmentation": "augmentation",
+    "rotation by up to 15 degrees added": "augmentation",
+    "cutout of 8 pixels": "cutout",
+    "mixup, alpha 0.2": "mixing",
+    "label smoothing 0.1": "label_smoothing",
+    "constant rate": "schedules",
+    "clipping at norm 0.5": "clipping",
+    "accumulation, 4 x 32": "accumulation",
+    "EMA 0.99": "averaging",
+    "SWA, rate 0.02 in the last quarter": "averaging",
+    "SWA over a constant rate": "averaging",
+}
+RESNETS = {  # file in docs/data: what was trained
+    "resnet18-cifar10-10-epochs.csv": "SGD, one cycle to 0.1, batch 128",
+    "resnet18-cifar10-muon.csv": "Muon, one cycle to 0.04, batch 256",
+}
+
+
+def read_json(name: str) -> dict[str, Any]:
+    """Return what a benchmark wrote."""
+    content: dict[str, Any] = json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Write mean ± sample standard deviation; one value alone has none."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def trick_row(runs: dict[str, Any], arm: str) -> list[str]:
+    """Return an arm's accuracy, its gain taken seed by seed, and its seconds over those of the reference."""
+    reference, own = runs["reference"], runs[arm]
+    seeds = [seed for seed in own if seed in reference]
+    accuracy = spread([100 * own[seed]["accuracy"] for seed in seeds])
+    gain = spread([100 * (own[seed]["accuracy"] - reference[seed]["accuracy"]) for seed in seeds], "+")
+    seconds = [statistics.median(run[seed]["seconds"] for seed in seeds) for run in (own, reference)]
+    return [f"{accuracy} %", "" if arm == "reference" else gain, f"{seconds[0] / seconds[1]:.2f}"]
+
+
+COLUMNS = ["accuracy", "gain, points", "time, reference = 1"]
+
+
+def tricks(*arms: str) -> str:
+    """Make the table of some arms of benchmarks/tricks.py."""
+    study = read_json("tricks")
+    known = [arm for arm in ("reference", *arms) if arm in study["runs"]]
+    if len(known) == 1:
+        return not_measured(f"python benchmarks/tricks.py --arms {' '.join(repr(arm) for arm in arms)}")
+    table = markdown(["arm", *COLUMNS], [[arm, *trick_row(study["runs"], arm)] for arm in known])
+    return f"{table}\n\n{conditions(study)}"
+
+
+def all_tricks() -> str:
+    """Make the table of every arm of benchmarks/tricks.py, with links."""
+    study = read_json("tricks")
+    arms = [arm for arm in study["runs"] if arm != "reference"]
+    names = [f"[{arm}]({PAGES[arm]}.md)" if arm in PAGES else arm for arm in arms]
+    rows = [[name, *trick_row(study["runs"], arm)] for name, arm in zip(names, arms, strict=True)]
+    return f"{markdown(['arm', *COLUMNS], [['reference', *trick_row(study['runs'], 'reference')], *rows])}"
+
+
+def conditions(study: dict[str, Any]) -> str:
+    """Say what the figures of benchmarks/tricks.py hold for."""
+    settings, reference = study["settings"], study["runs"]["reference"].values()
+    seconds = [run["seconds"] for run in reference]
+    words = (
+        f"A small SpeedNet, {settings['images']:,} training images, {settings['epochs']} epochs, "
+        f"{next(iter(reference))['updates']} updates, {len(reference)} seeds; mean ± standard deviation. Time is a "
+        f"ratio of medians, and means little below a fifth: runs of the reference took {min(seconds):.0f} to "
+        f"{max(seconds):.0f} s. The reference is crop + flip, SGD and one cycle. Command and details: "
+        "[Results](../results.md#what-each-trick-gains-or-costs)."
+    )
+    return textwrap.fill(words, 120, break_on_hyphens=False, break_long_words=False)
+
+
+def whole_runs(arm: str) -> list[dict[str, Any]]:
+    """Return the trainings of an arm of benchmarks/speedrun.py, those of --tiny left out."""
+    trainings = read_json("speedrun")["figures"]["trainings"]
+    return [run for run in trainings if run["arm"] == arm and not run["tiny"]]
+
+
+def speedrun(arm: str) -> str:
+    """Compare an arm of benchmarks/speedrun.py, the recipe without something, with the whole recipe."""
+    by_arm = {name: whole_runs(name) for name in ("cifarkit", arm)}
+    if not all(by_arm.values()):
+        return not_measured(f'python benchmarks/speedrun.py --arms cifarkit "{arm}"')
+    rows = []
+    for name, runs in by_arm.items():
+        accuracies = [spread([100 * run["acc"][views] for run in runs]) for views in ("1", "6")]
+        seconds = statistics.median(run["training_seconds"] for run in runs)
+        rows.append([read_json("speedrun")["settings"]["arms"][name], str(len(runs)), *accuracies, f"{seconds:.0f}"])
+    table = markdown(["recipe", "seeds", "accuracy, 1 view, %", "6 views, %", "training, s"], rows)
+    return f"{table}\n\nThe `8-minutes` recipe, half of CIFAR-10's test set; details in [Results](../results.md)."
+
+
+def views() -> str:
+    """Say what further views of a test image gain."""
+    runs = [
+        run for run in read_json("speedrun")["figures"]["trainings"] if run["arm"] == "cifarkit" and not run["tiny"]
+    ]
+    if not runs:
+        return not_measured("python benchmarks/speedrun.py --arms cifarkit")
+    rows = []
+    for name in runs[0]["acc"]:
+        gains = [100 * (run["acc"][name] - run["acc"]["1"]) for run in runs]
+        rows.append([name, f"{spread([100 * run['acc'][name] for run in runs])} %", spread(gains, "+")])
+    table = markdown(["views", "accuracy", "gain, points"], rows)
+    seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    return f"{table}\n\nThe `8-minutes` recipe, half of CIFAR-10's test set, {seeds}; see [Results](../results.md)."
+
+
+def resnet18() -> str:
+    """Compare the two ResNet-18 trainings by the last epoch of their logs."""
+    rows = []
+    for name, what in RESNETS.items():
+        with (DOCS / "data" / name).open(newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        epochs, seconds = str(int(last["epoch"]) + 1), f"{float(last['seconds']):,.0f}"
+        rows.append([what, epochs, f"{int(last['step']):,}", f"{float(last['val_acc']):.4f}", seconds])
+    return markdown(["ResNet-18 on CIFAR-10", "epochs", "updates", "validation accuracy", "seconds"], rows)
+
+
+def report(name: str, title: str) -> str:
+    """Repeat a table of a benchmark's report."""
+    table = next((item for item in read_json(name)["tables"] if item["title"] == title), None)
+    if table is None:
+        return not_measured(f"python benchmarks/{name}.py")
+    return markdown(table["columns"], table["rows"])
+
+
+def not_measured(command: str) -> str:
+    """Say that there is no figure."""
+    return f"Not measured here yet; `{command}` would do it."
+
+
+MAKERS: dict[str, Callable[..., str]] = {
+    "tricks": tricks,
+    "all tricks": all_tricks,
+    "speedrun": speedrun,
+    "views": views,
+    "resnet18": resnet18,
+    "report": report,
+}
+
+
+def fill(text: str) -> str:
+    """Return a page with all its tables made anew.
+
+    Raises:
+        ValueError: if a marker names a table that there is not.
+    """
+
+    def make(place: re.Match[str]) -> str:
+        what, *details = (part.strip() for part in place["what"].split("|"))
+        if what not in MAKERS:
+            raise ValueError(f"there is no table {what!r}; there are {', '.join(MAKERS)}")
+        return f"{place[1]}\n{MAKERS[what](*details)}\n\n{place[3]}"
+
+    return PLACE.sub(make, text)
+
+
+def find_stale() -> dict[Path, str]:
+    """Return the pages whose tables are not those of the data, each with what should stand there."""
+    pages = {
+        path: path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md")) if "_build" not in path.parts
+    }
+    return {path: filled for path, text in pages.items() if (filled := fill(text)) != text}
+
+
+def main() -> None:
+    check = sys.argv[1:] == ["--check"]
+    stale = find_stale()
+    for path, text in stale.items():
+        print(f"{'out of date' if check else 'rewritten'}: {path.relative_to(DOCS.parent)}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
