@@ -25,6 +25,7 @@ nb_execution_in_temp = True  # a guide finds no file of the clone, and leaves no
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900  # seconds a cell; seldom more than 20, but machines may be busy
 nb_merge_streams = True
+nb_output_stderr = "remove"  # such as a warning of tqdm with a path of the machine; errors end the build
 autodoc_inherit_docstrings = False  # `forward` says nothing that torch does not
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
