@@ -89,9 +89,7 @@ def test_fifty_fits_leave_no_thread_no_file_and_no_tensor(tmp_path: Path) -> Non
     for turn in range(52):
         place = tmp_path / str(turn)
         loggers = [CSVLogger(place), TensorBoardLogger(place)]
-        fit(
-            [ExponentialMovingAverage(), ModelCheckpoint(tmp_path / str(turn))], tmp_path, max_steps=12, loggers=loggers
-        )
+        fit([ExponentialMovingAverage(), ModelCheckpoint(place)], max_steps=12, loggers=loggers)
         gc.collect()
         tensors = sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
         if turn == 1:  # what the first fits open or import for good is there

@@ -1,0 +1,169 @@
+"""What the benchmarks of generators share: data, recipes that fill given minutes, exports, classifiers, work files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cifarkit
+from cifarkit import data, diffusion, generation, recipes, schedules, training, transforms
+from cifarkit.models import UNet
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEDULE = diffusion.NoiseSchedule.cosine()
+WIDTH, MULTIPLIERS, PATCH = 64, (1, 2, 2), 2  # of the U-Net of 6.5 M parameters
+TINY_WIDTH, TINY_MULTIPLIERS = 8, (1, 1)  # what examples/train_ddpm.py --tiny builds
+
+
+def load_sets(tiny: bool) -> tuple[str, data.ImageDataset, data.ImageDataset]:
+    """Read CIFAR-10 where CIFARKIT_DATA says, or draw shapes; return name, training and test images."""
+    folder = os.environ.get("CIFARKIT_DATA")
+    if folder and not tiny:
+        return "CIFAR-10", data.cifar10(folder), data.cifar10(folder, train=False)
+    sizes = (300, 200) if tiny else (20_000, 2_000)
+    return "shapes", data.shapes(sizes[0]), data.shapes(sizes[1], seed=1)
+
+
+def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool) -> float:
+    """Train a diffusion model by examples/train_ddpm.py, or go on with what is in the folder; return the seconds.
+
+    Args:
+        source: "cifar10", "shapes" or a .npz file.
+        folder: of the run; its last.pt holds the averaged network, see :func:`read_ddpm`.
+        minutes: that the training is planned for.
+        tiny: train for an epoch of 300 images instead.
+    """
+    command = [sys.executable, str(ROOT / "examples" / "train_ddpm.py"), "--data", str(source)]
+    command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder)]
+    command += ["--patch", str(PATCH), "--velocity", "--min-snr", "5", "--precision", "bf16-mixed"]
+    command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}"]
+    started = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run(command, check=True, env=environment)
+    return time.monotonic() - started
+
+
+def read_ddpm(weights: Path, num_classes: int, tiny: bool) -> UNet:
+    """Read the averaged U-Net of a run of the recipe."""
+    width, multipliers = (TINY_WIDTH, TINY_MULTIPLIERS) if tiny else (WIDTH, MULTIPLIERS)
+    network = UNet(base_channels=width, multipliers=multipliers, patch=PATCH, num_classes=num_classes)
+    cifarkit.load_weights(network, weights, average="ema")
+    return network
+
+
+def ddpm_sample(network: UNet, sampler: str, steps: int, shape: Sequence[int]) -> Callable[..., Tensor]:
+    """Return what ``generate_dataset`` wants, for "ddim", "ddpm" or "dpm-solver" and so many steps."""
+
+    def sample(labels: Tensor, generators: generation.SampleGenerators) -> Tensor:
+        noise = generators.normal(*shape)
+        denoise = diffusion.as_denoiser(network, labels, target="velocity", schedule=SCHEDULE)
+        if sampler == "ddpm":
+            return diffusion.sample_ddpm(denoise, noise, SCHEDULE, steps=steps, generator=[*generators])
+        walk = {"ddim": diffusion.sample_ddim, "dpm-solver": diffusion.sample_dpm_solver}[sampler]
+        return walk(denoise, noise, SCHEDULE, steps=steps)
+
+    return sample
+
+
+def fit_in_minutes(
+    task: cifarkit.Task, loader: data.Loader, folder: Path, minutes: float, tiny: bool
+) -> tuple[cifarkit.Run, training.ExponentialMovingAverage]:
+    """Train a task with one optimizer as examples/train_ddpm.py does, for peers: the same plan, rates and average."""
+    settings: dict[str, Any] = {"precision": "bf16-mixed", "schedule": schedules.cosine(warmup=0.05)}
+    settings |= {"gradient_clip_val": 1.0, "max_steps": len(loader)}
+    plan = folder / "plan.json"
+    if plan.exists():
+        updates = json.loads(plan.read_text())["updates"]
+    elif tiny:
+        updates = 2
+    else:
+        trial = training.Trainer(**settings, progress=False)
+        seconds = training.estimate_seconds(trial, task, loader) / len(loader)
+        updates = max(1, int(0.9 * 60 * minutes / seconds))
+        print(f"{seconds:.3f} s an update: {updates:,} updates, {updates / len(loader):.1f} epochs, are planned")
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps({"updates": updates}))
+    average = training.ExponentialMovingAverage(1 - 1 / max(10, updates / 20))
+    callbacks = [average, training.ModelCheckpoint(folder, every_n_steps=500)]
+    callbacks += [] if tiny else [training.TimeLimit(60 * minutes)]
+    settings |= {"max_steps": updates, "callbacks": callbacks, "loggers": [training.CSVLogger(folder)]}
+    return training.Trainer(**settings).fit(task, loader, resume="auto"), average
+
+
+def classifier_recipe(tiny: bool) -> recipes.SpeedRecipe:
+    """The small classifier that all judge by: SpeedNet (32, 128, 128), whole images, no proxy."""
+    return replace(recipes.TINY if tiny else recipes.SPEEDRUN["4-minutes"], sides={0: 32})
+
+
+def train_classifier(
+    train_set: data.ImageDataset,
+    test_set: data.ImageDataset,
+    *,
+    steps: int,
+    seed: int,
+    tiny: bool,
+    augment: bool = True,
+    fake: data.ImageDataset | None = None,
+    share: float = 0.5,
+) -> float:
+    """Train the small classifier from a seed's weights for so many updates; return the accuracy on the test images.
+
+    Args:
+        augment: crops and flips; without it images are only normalised.
+        fake: generated images that make up ``share`` of each batch.
+    """
+    cifarkit.seed_everything(seed)
+    recipe = classifier_recipe(tiny)
+    normalize = transforms.Normalize(*train_set.mean_std())
+    task = recipe.task(train_set)
+    loader = recipe.loader(train_set, seed=seed)
+    if not augment:
+        loader = data.Loader(train_set, recipe.batch_size, shuffle=True, drop_last=True, seed=seed, transform=normalize)
+    batches = loader if fake is None else data.MixedLoader(loader, fake, share)
+    recipe.trainer(max_epochs=None, max_steps=steps, progress=False).fit(task, batches)
+    right = cifarkit.predict(task.model, normalize(test_set.images)).argmax(1) == test_set.labels
+    return right.float().mean().item()
+
+
+def read(path: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read the rows of a study from the work file, and take off a last line that a kill cut short."""
+    content = path.read_text() if path.exists() else ""
+    whole = content[: content.rfind("\n") + 1]
+    if whole != content:
+        path.write_text(whole)
+    return [row for row in map(json.loads, whole.splitlines()) if row["study"] == study]
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a finished row to the work file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+@contextlib.contextmanager
+def work_file(args: argparse.Namespace, usual: Path) -> Iterator[Path]:
+    """Name the work file: a tiny run gets one that is gone afterwards, unless it was named."""
+    if args.work or not args.tiny:
+        yield args.work or usual
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, usual.name)
+
+
+def first_of_each(images: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the first so many images of each class, a class after the other, for a grid."""
+    return torch.cat([images[labels == label][:count] for label in labels.unique()])
