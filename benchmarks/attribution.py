@@ -19,18 +19,18 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import captum.attr
 import torch
 from report import Report, Spread, Table, arguments, destination, ratios, take_turns
 from torch import Tensor, nn
 
-from cifarkit import data, models, predict, transforms
+from cifarkit import data, models, predict, save_weights, transforms
 from cifarkit.attribution import METHODS, attribute
 from cifarkit.attribution.faithfulness import completeness_error
 from cifarkit.attribution.ranks import rank_correlation
@@ -136,20 +136,18 @@ def timed(explain: Explain) -> float:
     return time.perf_counter() - start
 
 
-def peak(method: str, max_batch: int, count: int, args: argparse.Namespace) -> float:
+def peak(method: str, max_batch: int, count: int, folder: Path) -> float:
     """Return by how many MB explaining some images raises the peak of a process that has explained one."""
-    flags = [flag for name in ("tiny", "weights") if getattr(args, name) for flag in _flag(name, getattr(args, name))]
-    command = [sys.executable, __file__, "--child", method, str(max_batch), str(count), *flags]
+    command = [sys.executable, __file__, "--child", method, str(max_batch), str(count), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
-
-
-def child(method: str, max_batch: int, count: int, args: argparse.Namespace) -> None:
-    model, images, labels = load(args, count)
+def child(method: str, max_batch: int, count: int, folder: Path) -> None:
+    """Explain what memory() left in the folder: reading all of CIFAR-10 here would hide the peak behind its own."""
+    examples = torch.load(folder / "examples.pt", weights_only=True)
+    images, labels = examples["images"][:count], examples["labels"][:count]
+    model = models.resnet18(weights=folder / "weights.pt").eval()
     attribute(model, images[:1], labels[:1], "saliency")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     attribute(model, images, labels, method, max_batch=max_batch)
@@ -182,8 +180,13 @@ def compare(report: Report, asked: dict[str, tuple[Explain, Explain]], rounds: i
 def memory(report: Report, args: argparse.Namespace) -> Table:
     """Measure peaks for several bounds, and for four times the images under the least of them."""
     sizes, methods, count = ((8,), METHODS[:2], 2) if args.tiny else ((16, 64, 128), METHODS, 4)
-    peaks = {method: [peak(method, size, count, args) for size in sizes] for method in methods}
-    more = {method: peak(method, sizes[0], 4 * count, args) for method in methods}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model, images, labels = load(args, 4 * count)
+        save_weights(model, folder / "weights.pt")
+        torch.save({"images": images, "labels": labels}, folder / "examples.pt")
+        peaks = {method: [peak(method, size, count, folder) for size in sizes] for method in methods}
+        more = {method: peak(method, sizes[0], 4 * count, folder) for method in methods}
     for method in methods:
         growth = more[method] - peaks[method][0]
         claim = f"{method}: {4 * count} images need at most {ROOM} MB more than {count} at max_batch {sizes[0]}"
@@ -197,10 +200,10 @@ def memory(report: Report, args: argparse.Namespace) -> Table:
 def main() -> None:
     parser = arguments(__doc__, "attribution")
     parser.add_argument("--weights", help="of a ResNet-18 trained on CIFAR-10; without it they are random")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child[0], int(args.child[1]), int(args.child[2]), args)
+        child(args.child[0], int(args.child[1]), int(args.child[2]), Path(args.child[3]))
         return
     rounds = 1 if args.tiny else 5
     model, images, labels = load(args, 8)

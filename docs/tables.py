@@ -162,8 +162,10 @@ def resnet18() -> str:
 
 
 def report(name: str, title: str) -> str:
-    """Repeat a table of a benchmark's report."""
-    table = next((item for item in read_json(name)["tables"] if item["title"] == title), None)
+    """Repeat a table of a benchmark's report; a title that ends in "…" stands for the one that begins so."""
+    start = title.removesuffix("…").rstrip()
+    tables = [item for item in read_json(name)["tables"] if item["title"].startswith(start)]
+    table = next((item for item in tables if title.endswith("…") or item["title"] == title), None)
     if table is None:
         return not_measured(f"python benchmarks/{name}.py")
     return markdown(table["columns"], table["rows"])

