@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from report import Report, Spread, Table, arguments, destination
+from torch import Tensor
 
 from cifarkit import Callback, ClassificationTask, Run, Trainer
 from cifarkit.data import ImageDataset, Loader, shapes
@@ -52,12 +54,18 @@ class TimedSaves(Callback):
             run.stop("enough saves")
 
 
-class FirstBatch(Callback):
-    """Note when the first epoch begins, and stop before its second update."""
+class NotingLoader(Loader):
+    """Note when the first batch is there."""
 
-    def on_epoch_start(self, run: Run) -> None:
-        self.at = time.perf_counter()
+    at: float | None = None
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in super().__iter__():
+            self.at = self.at or time.perf_counter()
+            yield batch
+
+
+class StopAtOnce(Callback):
     def on_step_end(self, run: Run) -> None:
         run.stop("resumed")
 
@@ -67,16 +75,18 @@ def make_task() -> ClassificationTask:
     return ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
 
 
-def fit(data: ImageDataset, batch: int, callback: Callback, *, resume: Path | None = None) -> None:
-    callbacks = [ExponentialMovingAverage(), callback]
+def fit(data: ImageDataset, batch: int, callback: Callback, *, resume: Path | None = None) -> NotingLoader:
+    callbacks, loader = [ExponentialMovingAverage(), callback], NotingLoader(data, batch, shuffle=True)
     trainer = Trainer(max_epochs=10_000, callbacks=callbacks, progress=False)
-    trainer.fit(make_task(), Loader(data, batch, shuffle=True), resume=resume)
+    trainer.fit(make_task(), loader, resume=resume)
+    return loader
 
 
 def resume_seconds(data: ImageDataset, batch: int, path: Path) -> float:
-    first, start = FirstBatch(), time.perf_counter()
-    fit(data, batch, first, resume=path)
-    return first.at - start
+    start = time.perf_counter()
+    loader = fit(data, batch, StopAtOnce(), resume=path)
+    assert loader.at is not None
+    return loader.at - start
 
 
 def main() -> None:

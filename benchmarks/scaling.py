@@ -7,10 +7,10 @@ A ResNet-18 in bf16 is trained through the Trainer, a batch of 64 in each proces
 processes that torchrun joins, and as two that know nothing of each other. The last shows what two cores that share
 their memory could give at most. Times are those of single updates behind the first ones.
 
-What N machines would do is a projection and not a measurement: the seconds of an update of one process alone, the
-copies of its gradients as measured, and the transfer of a ring all-reduce, 2 (N - 1) / N of their bytes, over a
-network of the stated speed. It assumes that nothing of the exchange hides behind backward, as is the case here, and
-that all machines are equally fast.
+What N machines would do is a projection and not a measurement: the seconds of an update of one process alone, and
+either the exchange as it was measured between two processes of this machine, or the copies of its gradients and the
+transfer of a ring all-reduce, 2 (N - 1) / N of their bytes, over a network of the stated speed. It assumes that nothing
+of the exchange hides behind backward, as is the case here, and that all machines are equally fast.
 """
 
 from __future__ import annotations
@@ -109,13 +109,14 @@ def measure(kind: str, options: argparse.Namespace, raw: dict[str, list[Any]]) -
     return sum(batch * len(item["updates"]) / sum(item["updates"]) for item in found)
 
 
-def project(update: float, copies: float, size: float) -> list[list[str]]:
+def project(update: float, exchange: float, copies: float, size: float) -> list[list[str]]:
     """Return, for each number of machines, the share of N-fold speed that would be left on each network."""
     rows = []
     for machines in MACHINES:
-        row = [str(machines)]
+        trips = 2 * (machines - 1) / machines  # of all bytes; 1 between two
+        row = [str(machines), f"{update / (update + trips * exchange):.0%}"]
         for speed in NETWORKS.values():
-            transfer = 2 * (machines - 1) / machines * size / speed + 2 * (machines - 1) * LATENCY_SECONDS
+            transfer = trips * size / speed + 2 * (machines - 1) * LATENCY_SECONDS
             row.append(f"{update / (update + copies + transfer):.0%}")
         rows.append(row)
     return rows
@@ -152,7 +153,8 @@ def main() -> None:
     size = alone[0]["bytes"]
     words = f"{update:.3f} s an update alone, {1000 * copies:.0f} ms of copies, {size / 1e6:.0f} MB of gradients"
     title = f"PROJECTED share of N-fold speed on N machines, from {words}"
-    report.tables.append(Table(title, ["machines", *NETWORKS], project(update, copies, size)))
+    columns = ["machines", "with the exchange measured between two processes here", *NETWORKS]
+    report.tables.append(Table(title, columns, project(update, exchange.median, copies, size)))
     waited = Table("An exchange of two processes, waiting for each other included", ["seconds"], [[exchange.text(3)]])
     report.tables.append(waited)
     report.figures = {"images_per_second": speeds, "update_seconds": update, "copy_seconds": copies, "bytes": size}

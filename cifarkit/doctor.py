@@ -18,9 +18,10 @@ import torchvision
 from torch import nn
 
 from cifarkit.checks import check_integer
-from cifarkit.inference import cpu_has_bf16, device_of, evaluation_mode
+from cifarkit.inference import device_of, evaluation_mode, has_native_bf16
 from cifarkit.models import SpeedNet
 from cifarkit.training import ClassificationTask, Trainer, estimate_seconds
+from cifarkit.training.precision import choose_device
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _LEAST_FREE = 1e9  # bytes on the disk
@@ -100,9 +101,12 @@ def _devices() -> Finding:
 
 
 def _bf16() -> Finding:
-    if cpu_has_bf16():
-        return Finding("bf16", OK, "this processor multiplies bf16 natively; precision='auto' uses it")
-    return Finding("bf16", OK, "this processor does not multiply bf16 natively: fp32 is faster, and 'auto' takes it")
+    """Judge the device that a Trainer takes, which need not be the processor."""
+    device = choose_device("auto")
+    name = "this processor" if device.type == "cpu" else f"this device ({device.type})"
+    if has_native_bf16(device):
+        return Finding("bf16", OK, f"{name} multiplies bf16 natively; Trainer(precision='auto') uses it")
+    return Finding("bf16", OK, f"{name} does not multiply bf16 natively: fp32 is faster, and 'auto' takes it")
 
 
 def _threads() -> Iterator[Finding]:

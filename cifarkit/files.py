@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -37,12 +38,21 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # make the new name itself survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems do not flush folders; the file itself is on the disk
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -86,6 +96,13 @@ def read_file(path: str | Path) -> bytes:
 def shown(path: str | Path) -> str:
     """Return a path for a message, its control characters escaped: a terminal would obey them."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(path))
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return the line of an error of ``torch.load`` that says what was refused; its first one advises to load it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for word in ("GLOBAL", "nsupported", "Unpickler error") for line in lines if word in line]
+    return shown([*told, *lines, type(error).__name__][0])
 
 
 def require_plain_zip(content: bytes) -> None:

@@ -62,8 +62,8 @@ class RngState:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(self.torch_cuda)
+        for device, state in zip(range(torch.cuda.device_count()), self.torch_cuda, strict=False):  # there may be fewer
+            torch.cuda.set_rng_state(state, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain types and tensors only, so that a checkpoint loads with ``weights_only=True``."""

@@ -1,17 +1,17 @@
 """Run every Python and bash block of README.md and the documentation on tiny settings.
 
-    python docs/run_blocks.py              # all pages, under three minutes on two cores
+    python docs/run_blocks.py              # all pages, some minutes on two cores
     python docs/run_blocks.py faq howto    # pages whose name contains one of the words
 
 The blocks of a page run in their order, the Python ones in one process, in a folder that is thrown away. It holds small
-drawn stand-ins for the files that the pages speak of: CIFAR below data/, pictures in pets/ and new/. Sizes that readers
-see stay as they are; :func:`make_small` cuts them down while a block runs. A block is left out where the line before it
-says so, in a comment that readers do not see:
+drawn stand-ins for the files that the pages speak of: CIFAR below data/, pictures in pets/ and new/, photo.jpg. Sizes
+that readers see stay as they are; :func:`make_small` cuts them down while a block runs. A block is left out where the
+line before it says so, in a comment that readers do not see:
 
     <!-- blocks: skip, needs an account -->     never run; the reason is printed
     <!-- blocks: needs lightning -->            run where that package is installed
 
-docs/guides is left out, as the build of the documentation runs what is in it.
+Cells of docs/quickstart.md and docs/guides are left to the build of the documentation, which runs them in order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, EPOCHS, STEPS = 120, 2, 12  # the most of each while a block runs
-CIFAR_IMAGES = 700  # of the stand-in for its training images; --tiny takes 600
+CIFAR_IMAGES = 1_600  # of the stand-in for its training images, as many as any --tiny takes
 PAGE_SECONDS = 900  # a page that takes longer is taken to hang; generous, as the machine may be shared
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[^\s`]*)")
@@ -50,7 +50,6 @@ LEFT_OUT = {  # commands of several pages, each with why it is not run
     r"pip install|^pre-commit install": "installs packages",
     r"--nnodes": "needs several machines",
     r"^(pytest|bash \.ci/run|sphinx-build)": "has a stage of its own in .ci/run",
-    r"benchmarks/lr_find\.py": "takes a minute however small it is",
 }
 PREPARED = {  # what fragments in pages of reference take for granted
     "docs/api/attribution.md": (
@@ -60,6 +59,10 @@ PREPARED = {  # what fragments in pages of reference take for granted
     "docs/api/generation.md": (
         "from cifarkit import Loader, data, transforms\n"
         "real, made, augment = data.shapes(100), data.shapes(100, seed=1), transforms.Normalize(0.5, 0.5)"
+    ),
+    "docs/guides/explain.md": (
+        "import torch; from cifarkit import attribution, data, models, plots, transforms\n"
+        "model = models.SpeedNet(10, widths=(8, 16, 16)).eval(); normalize = transforms.Normalize(0.5, 0.25)"
     ),
     "docs/distributed.md": "from cifarkit import data\ntrain_set = data.shapes(100)",
     "docs/report.md": (
@@ -96,8 +99,8 @@ class Block:
 
 
 def find_pages() -> list[Path]:
-    """Return README.md and the pages of docs, without the guides and what a build has left."""
-    pages = [path for path in (ROOT / "docs").rglob("*.md") if not {"guides", "_build"} & set(path.parts)]
+    """Return README.md, CONTRIBUTING.md and the pages of docs, without what a build has left."""
+    pages = [path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts]
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(pages)]
 
 
@@ -153,7 +156,7 @@ def tiny_command(text: str) -> tuple[str, str]:
 
 
 def make_folder(folder: Path) -> None:
-    """Fill a folder with what the pages speak of: data/, pets/, new/, CIFAR as .npz, and the scripts."""
+    """Fill a folder with what the pages speak of: data/, pets/, new/, a photo, CIFAR as .npz, and the scripts."""
     from PIL import Image
 
     from cifarkit import data
@@ -168,6 +171,7 @@ def make_folder(folder: Path) -> None:
         place = folder / ("new" if index < 4 else f"pets/{'cat' if index % 2 else 'dog'}")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).resize((48, 40)).save(place / f"{index:02}.png")
+    Image.fromarray(pictures[0]).resize((640, 480)).save(folder / "photo.jpg")
     for name in ("examples", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
 

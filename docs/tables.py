@@ -9,11 +9,12 @@ A page marks the place of a table by two comments, and what stands between them 
     <!-- end of table -->
 
 - ``tricks | ARM | ...``: arms of benchmarks/tricks.py against its reference;
-- ``all tricks``: every arm, with a link to its page;
+- ``all tricks | tricks/``: every arm, with a link to its page, here in the folder tricks/;
 - ``speedrun | ARM``: an arm of benchmarks/speedrun.py against the whole recipe;
 - ``views``: what further views of the test images gain in that benchmark;
 - ``resnet18``: the two ResNet-18 trainings;
-- ``report | NAME | TITLE``: a table of docs/data/NAME.json as its benchmark printed it.
+- ``report | NAME | TITLE``: a table of docs/data/NAME.json as its benchmark printed it;
+- ``whole report | NAME``: all its tables, what was aimed at and found, and the machine.
 
 What has not been measured gives a sentence that says so, with the command that would measure it.
 """
@@ -91,11 +92,11 @@ def tricks(*arms: str) -> str:
     return f"{table}\n\n{conditions(study)}"
 
 
-def all_tricks() -> str:
-    """Make the table of every arm of benchmarks/tricks.py, with links."""
+def all_tricks(folder: str = "") -> str:
+    """Make the table of every arm of benchmarks/tricks.py, with links to the pages in a folder, "tricks/" or so."""
     study = read_json("tricks")
     arms = [arm for arm in study["runs"] if arm != "reference"]
-    names = [f"[{arm}]({PAGES[arm]}.md)" if arm in PAGES else arm for arm in arms]
+    names = [f"[{arm}]({folder}{PAGES[arm]}.md)" if arm in PAGES else arm for arm in arms]
     rows = [[name, *trick_row(study["runs"], arm)] for name, arm in zip(names, arms, strict=True)]
     return f"{markdown(['arm', *COLUMNS], [['reference', *trick_row(study['runs'], 'reference')], *rows])}"
 
@@ -167,8 +168,32 @@ def report(name: str, title: str) -> str:
     tables = [item for item in read_json(name)["tables"] if item["title"].startswith(start)]
     table = next((item for item in tables if title.endswith("…") or item["title"] == title), None)
     if table is None:
-        return not_measured(f"python benchmarks/{name}.py")
+        return not_measured(command_of(name))
     return markdown(table["columns"], table["rows"])
+
+
+def whole_report(name: str) -> str:
+    """Repeat all a benchmark printed: its tables, its targets and the machine."""
+    content = read_json(name)
+    tables = [f"**{table['title']}**\n\n{markdown(table['columns'], table['rows'])}" for table in content["tables"]]
+    targets = [
+        f"- {item['claim']}: {item['found']}, {'met' if item['met'] else 'MISSED'}" for item in content["targets"]
+    ]
+    return "\n\n".join([*tables, "\n".join(targets), machine(content)])
+
+
+def machine(content: dict[str, Any]) -> str:
+    """Say when a benchmark ran, on what, and with which versions."""
+    on = content["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in on["versions"].items())
+    threads = f"{on['threads']} {'thread' if on['threads'] == 1 else 'threads'}"
+    words = f"Measured on {content['date']} with {threads} on {on['processor']}, {on['cores']} cores; {versions}."
+    return textwrap.fill(words, 120, break_on_hyphens=False, break_long_words=False)
+
+
+def command_of(name: str) -> str:
+    """Name the script that writes docs/data/NAME.json; that of the explanations is an example."""
+    return "python examples/explain.py" if name == "explanations" else f"python benchmarks/{name}.py"
 
 
 def not_measured(command: str) -> str:
@@ -183,6 +208,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "views": views,
     "resnet18": resnet18,
     "report": report,
+    "whole report": whole_report,
 }
 
 
@@ -197,7 +223,11 @@ def fill(text: str) -> str:
         what, *details = (part.strip() for part in place["what"].split("|"))
         if what not in MAKERS:
             raise ValueError(f"there is no table {what!r}; there are {', '.join(MAKERS)}")
-        return f"{place[1]}\n{MAKERS[what](*details)}\n\n{place[3]}"
+        try:
+            table = MAKERS[what](*details)
+        except FileNotFoundError as error:  # the benchmark has not run yet
+            table = not_measured(command_of(Path(error.filename).stem))
+        return f"{place[1]}\n{table}\n\n{place[3]}"
 
     return PLACE.sub(make, text)
 

@@ -47,6 +47,13 @@ def load(train: bool) -> data.ImageDataset:
     return data.load_npz(file)
 
 
+def number_of(name: str) -> int:
+    found = [name] if name in names else [own for own in names if name in own]  # "plane" is airplane
+    if len(found) != 1:
+        parser.error(f"{name!r} is not one class; there are {', '.join(names)}")
+    return names.index(found[0])
+
+
 seed_everything(0)
 train_set, test_set = load(train=True), load(train=False)
 names, normalize = list(test_set.classes), Normalize(*train_set.mean_std())
@@ -61,16 +68,17 @@ if not args.weights:
     loader = data.Loader(train_set, 128, shuffle=True, transform=normalize)
     training.Trainer(max_epochs=1 if args.tiny else 8, schedule=schedules.one_cycle()).fit(task, loader)
 
+model.eval()
 indices = args.index
 if indices is None:  # of each class the first that is classified rightly, if one is
     wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
-    places = [(test_set.labels == names.index(name)).nonzero()[:50, 0] for name in wanted]
+    places = [(test_set.labels == number_of(name)).nonzero()[:50, 0] for name in wanted]
     right = [predict(model, normalize(test_set.images[place])).argmax(1) == test_set.labels[place] for place in places]
     indices = [int(place[hits.int().argmax()]) for place, hits in zip(places, right, strict=True)]
 images, labels = test_set.images[indices], test_set.labels[indices]
 inputs = normalize(images)
 logits = predict(model, inputs)
-targets = torch.full_like(labels, names.index(args.ask)) if args.ask else logits.argmax(1)
+targets = torch.full_like(labels, number_of(args.ask)) if args.ask else logits.argmax(1)
 maps, found = {}, {}
 for method in args.methods:
     small = {"samples": 5} if args.tiny and method in ("smooth_grad_squared", "gradient_shap") else {}

@@ -43,6 +43,7 @@ else:
     loader = data.Loader(train_set, 128, shuffle=True, transform=normalize)
     training.Trainer(max_epochs=1 if args.tiny else 8, schedule=schedules.one_cycle()).fit(task, loader)
 
+model.eval()
 drawn = data.shapes(1, seed=7, size=args.size).images
 images = data.read_images(args.image, size=args.size) if args.image else drawn  # uint8 (1, 3, H, W)
 inputs = normalize(images)

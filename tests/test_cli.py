@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,33 @@ def test_settings_of_another_kind_are_refused(here: Path, capsys: pytest.Capture
     (here / "settings.json").write_text("{")
     assert commands.main(["explain", "."]) == 1
     assert "settings.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"kind": "classifier", "network": {}},
+            "settings.json is incomplete: it lacks 'classes', 'image_size'",
+        ),
+        ({"kind": "poem"}, "settings.json is damaged: its kind 'poem' is none of classifier, diffusion model"),
+        ({"kind": ["classifier"]}, "its kind ['classifier'] is none of"),
+        ({"network": {}}, "settings.json is damaged: 'kind'"),
+    ],
+)
+def test_incomplete_settings_are_named(
+    here: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: str
+) -> None:
+    shared.write_settings(here, settings)
+    assert commands.main(["train", "--resume", "."]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_missing_flags_are_named(here: Path) -> None:
+    full = dict.fromkeys(("network", "classes", "image_shape", "flags"), ()) | {"kind": "diffusion model"}
+    shared.write_settings(here, full)
+    with pytest.raises(ValueError, match=r"settings\.json is incomplete: it lacks 'flags\.data', 'flags\.root'"):
+        shared.read_settings(here)
 
 
 def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,13 @@
 """The doctor: each trap is named where it is, and only there."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cifarkit import doctor
+from cifarkit import Trainer, doctor
 from cifarkit.models import SpeedNet, VisionTransformer, resnet18
 
 
@@ -88,9 +89,19 @@ def test_a_missing_compiler_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_bf16_is_told(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr(doctor, "cpu_has_bf16", lambda: native)
-    assert ("uses it" in doctor._bf16().text) == native
+@pytest.mark.parametrize(("device", "name"), [("cpu", "this processor"), ("cuda", "this device \\(cuda\\)")])
+def test_bf16_is_told_of_the_device_that_trains(
+    monkeypatch: pytest.MonkeyPatch, device: str, name: str, native: bool
+) -> None:
+    monkeypatch.setattr(doctor, "choose_device", lambda _: torch.device(device))
+    monkeypatch.setattr(doctor, "has_native_bf16", lambda given: native if given.type == device else not native)
+    verdict = "multiplies bf16 natively; .* uses it" if native else "does not multiply .* 'auto' takes it"
+    assert re.match(f"{name} {verdict}", doctor._bf16().text)
+
+
+def test_doctor_and_trainer_agree_on_bf16() -> None:
+    trains_in_bf16 = Trainer(max_steps=1, precision="auto").precision.name == "bf16-mixed"
+    assert ("uses it" in doctor._bf16().text) == trains_in_bf16
 
 
 def test_available_cores_are_at_least_one() -> None:

@@ -1,5 +1,9 @@
 """Files appear whole or not at all."""
 
+import errno
+import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,21 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "replace", watched)
     write_atomically(b"new", path)
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are flushed on POSIX systems only")
+@pytest.mark.parametrize(("number", "harmless"), [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)])
+def test_a_file_system_that_does_not_flush_folders(
+    number: int, harmless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with nullcontext() if harmless else pytest.raises(OSError, match=os.strerror(number)):
+        write_atomically(b"new", tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").read_bytes() == b"new"
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

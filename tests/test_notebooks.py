@@ -92,9 +92,10 @@ def test_roles_options_and_links_are_translated(tmp_path: Path, monkeypatch: pyt
     assert code["source"] == ["print(1)"]
 
 
-def test_repository_is_that_of_the_package() -> None:
-    named = re.findall(r"https://github\.com/[\w-]+/cifarkit", (ROOT / "setup.cfg").read_text())
-    assert set(named) <= {maker.REPOSITORY}
+@pytest.mark.parametrize("file", ["setup.cfg", "CITATION.cff"])
+def test_repository_is_that_of_the_package(file: str) -> None:
+    named = re.findall(r"https://github\.com/[\w-]+/cifarkit", (ROOT / file).read_text())
+    assert {*named} == {maker.REPOSITORY}
 
 
 @pytest.mark.slow

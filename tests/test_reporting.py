@@ -320,6 +320,33 @@ document.title = said.join("|");
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path or in CIFARKIT_BROWSER")
+def test_a_browser_sorts_names_as_words(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("2026-11-24-b", "2026-11-24-c", "2026-11-24-a")]
+    script = """
+document.querySelector("#summary thead button").click();
+document.title = [...document.querySelectorAll("#summary tbody th")].map((cell) => cell.textContent.at(-1)).join("");
+"""
+    document, _ = browse(report(*runs), script)
+    assert "<title>abc</title>" in document
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path or in CIFARKIT_BROWSER")
+@pytest.mark.parametrize(("scheme", "dark"), [(0, True), (1, False)])
+def test_a_browser_shows_the_mode_of_its_reader(run: Path, scheme: int, dark: bool) -> None:
+    script = """
+const style = getComputedStyle(document.body), link = getComputedStyle(document.querySelector("nav a"));
+const light = (color) => color.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 765;
+document.title = [style.backgroundColor, style.color, link.color].map((color) => light(color).toFixed(3)).join("|");
+"""
+    document, console = browse(report(run), script, f"--blink-settings=preferredColorScheme={scheme}")
+    found = re.search("<title>(.*?)</title>", document)
+    assert found
+    paper, ink, link = map(float, found[1].split("|"))
+    assert paper < 0.15 < 0.5 < min(ink, link) if dark else max(ink, link) < 0.5 < 0.85 < paper
+    assert console == ""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path or in CIFARKIT_BROWSER")
 def test_a_browser_accepts_its_own_script_and_style(run: Path) -> None:
     path = report(run)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]

@@ -1,5 +1,6 @@
 """Random numbers: keyed by sample whatever the batch, of the right law, and states that can be put back."""
 
+import dataclasses
 import io
 import math
 import random
@@ -150,6 +151,14 @@ def test_deterministic_asks_for_deterministic_kernels() -> None:
         assert not torch.backends.cudnn.benchmark
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_the_states_of_more_gpus_than_there_are_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append(device))
+    dataclasses.replace(RngState.capture(), torch_cuda=[torch.zeros(16, dtype=torch.uint8)] * 8).restore()
+    assert restored == [0, 1]
 
 
 def test_a_state_survives_a_checkpoint_file() -> None:

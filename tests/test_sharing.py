@@ -1,5 +1,6 @@
 """Sharing: the folder layout of the hub, and exported networks that agree with the original."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,33 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path) -> None:
         sharing.export_model(network, images(), tmp_path / "net.pt2", check=refuse)
     assert not [*tmp_path.iterdir()]
     assert network.training
+
+
+@pytest.mark.parametrize(("suffix", "writer"), [(".pt2", "_to_bytes"), (".onnx", "_to_onnx")])
+def test_the_bytes_themselves_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, writer: str
+) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    write, other = getattr(sharing, writer), small_net().eval()
+    with torch.no_grad():
+        other.head.weight.neg_()
+    program = sharing._export(other, images())
+    monkeypatch.setattr(sharing, writer, lambda _: write(program))
+    with pytest.raises(RuntimeError, match="the exported network differs by"):
+        sharing.export_model(small_net(), images(), tmp_path / f"net{suffix}")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_onnx_is_run_without_its_runtime_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    seen: list[int] = []
+    sharing.export_model(small_net(), images(), tmp_path / "net.onnx", check=lambda found, _: seen.append(len(found)))
+    assert seen == [3, 1, 4]
 
 
 def test_a_difference_is_told() -> None:

@@ -20,7 +20,8 @@ def deep_lift(question: Question, *, baselines: Any = None, tolerance: float = 0
 
     Captum needs each call of an activation to be a module of its own, with an input of its own; a copy of the model is
     rewritten so, in which GELU, SiLU and others, and max-pools, have rules too. The sum of each map is then held
-    against the change of the logit. A pass holds images and their baselines, so at least two.
+    against the change of the logit. A pass holds images and their baselines, so at least two. All is float32, whatever
+    ``precision`` says: quotients of small differences do not bear the rounding of bf16.
 
     Args:
         baselines: None for zero; "mean" (of the image), "blur", a number, or a tensor.
@@ -35,18 +36,19 @@ def deep_lift(question: Question, *, baselines: Any = None, tolerance: float = 0
 
     tolerance = check_number("tolerance", tolerance, 0, above=True)
     starts = question.baselines(baselines).contiguous()
-    network, rewritten = _prepare(question, starts, rewrite)
-    method, maps = DeepLift(network), []
-    for images, targets, start in question.batches(question.max_batch // 2, starts):
-        try:
-            found = method.attribute(images.requires_grad_(), start, target=targets)
-        except RuntimeError as error:
-            if "more than once" not in str(error):
-                raise
-            raise ValueError(_advice(question, rewritten, "a module is used more than once")) from error
-        maps.append(found.detach())
-    result = torch.cat(maps)
-    _check_sums(question, result, starts, tolerance, rewritten)
+    with torch.autocast(starts.device.type, enabled=False):
+        network, rewritten = _prepare(question, starts, rewrite)
+        method, maps = DeepLift(network), []
+        for images, targets, start in question.batches(question.max_batch // 2, starts):
+            try:
+                found = method.attribute(images.requires_grad_(), start, target=targets)
+            except RuntimeError as error:
+                if "more than once" not in str(error):
+                    raise
+                raise ValueError(_advice(question, rewritten, "a module is used more than once")) from error
+            maps.append(found.detach())
+        result = torch.cat(maps)
+        _check_sums(question, result, starts, tolerance, rewritten)
     return result
 
 
@@ -67,7 +69,7 @@ def _prepare(question: Question, starts: Tensor, rewrite: bool) -> tuple[nn.Modu
     network = separate_nonlinearities(model) if rewrite else None
     if network is not None:
         few = torch.cat([question.images[:1], starts[:1]])
-        with torch.no_grad(), torch.autocast(few.device.type, enabled=False):
+        with torch.no_grad():
             expected, found = compute_logits(model, few), compute_logits(network, few)
         if torch.allclose(found, expected, rtol=_ALIKE, atol=_ALIKE * float(expected.abs().max())):
             return _Logits(network), True

@@ -31,7 +31,7 @@ from cifarkit.attribution.gradients import input_x_gradient, saliency
 from cifarkit.attribution.integrated import integrated_gradients
 from cifarkit.attribution.noisy import gradient_shap, smooth_grad_squared
 from cifarkit.attribution.occlusion import occlusion
-from cifarkit.attribution.question import ask, explain_missing_gradient
+from cifarkit.attribution.question import Question, ask, explain_missing_gradient, has_gradient
 from cifarkit.attribution.scoring import check_max_batch
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 from cifarkit.memory import keep_freed_memory
@@ -79,13 +79,14 @@ def attribute(
     """Say how much each pixel and channel counts for the logit of a class.
 
     Args:
-        model: images -> logits (B, K); evaluated in evaluation mode, whatever mode it is in.
+        model: images -> logits (B, K); explained in evaluation mode, with a warning if it is in training mode.
         images: (B, C, H, W) float, transformed (normalised) as in training.
         targets: a class for all images, int64 (B,), or None for the predicted classes.
         method: one of METHODS; options are its own, see the functions named at the top of this module.
-        max_batch: the most images in one pass, which bounds memory; None is 128. It changes no result.
+        max_batch: the most images in one pass, which bounds memory; None is 128. It changes no result beyond rounding,
+            except what ``gradient_shap`` draws from several baselines, and noise on a GPU.
         precision: "fp32"; "bf16" is faster where the processor has it; "auto" is bf16 there.
-        seed: of the noise, which neither reads nor moves the global random states.
+        seed: of the noise; the global random states are left alone.
     Returns:
         (B, C, H, W), on the device of the images, without a gradient.
     Raises:
@@ -95,6 +96,9 @@ def attribute(
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps images to logits")
     function = _find_method(method)
     _check_options(method, function, options)
+    if any(part.training for part in model.modules()):
+        message = "the model is in training mode; it is explained in evaluation mode. Call model.eval() before"
+        warnings.warn(message, stacklevel=2)
     size, device = check_max_batch(max_batch), device_of(model)
     if device.type == "cpu":
         keep_freed_memory()
@@ -116,7 +120,7 @@ def attribute(
             if method != "occlusion":
                 _raise_clearer(question, error)
             raise
-    _check_maps(maps, method)
+        _check_maps(maps, method, question)
     return maps.detach().to(images)
 
 
@@ -128,11 +132,13 @@ def _raise_clearer(question: Any, error: RuntimeError) -> None:
         raise clearer from error
 
 
-def _check_maps(maps: Tensor, method: str) -> None:
+def _check_maps(maps: Tensor, method: str, question: Question) -> None:
     if not maps.isfinite().all():
         raise ValueError(f"{method} gave NaN or infinite attributions; look for them in the model's weights")
     if not maps.any():
         no = "nothing speaks for the class (see relu=False)" if method == "grad_cam" else "the logit does not change"
+        if method not in ("grad_cam", "occlusion") and not has_gradient(question):
+            no = "the gradient is 0 everywhere (rounding or thresholds in the model?)"
         warnings.warn(f"{method}: every attribution is 0; on these images {no}", stacklevel=3)
 
 

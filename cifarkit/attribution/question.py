@@ -17,6 +17,7 @@ from cifarkit.inference import device_of, frozen_copy
 from cifarkit.seeding import RngState
 
 _SMALL = 0.01  # share of the largest logit; a smaller change of the class's logit counts as this much
+_BRIGHTEST = 30  # no normalised image has values as large without any below 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,14 @@ def explain_missing_gradient(question: Question) -> None:
         )
 
 
+def has_gradient(question: Question) -> bool:
+    """Tell whether the gradient of a logit is anything but 0 for some of the images."""
+    images = question.images[: question.max_batch].clone().requires_grad_()
+    with torch.enable_grad():
+        logits = question.forward(images).gather(1, question.targets[: len(images), None])
+    return bool(torch.autograd.grad(logits.sum(), images)[0].any())
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw Captum's noise from a seed, and put the global random states back, also after an error."""
@@ -135,9 +144,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _refuse_raw_pixels(images: Tensor) -> None:
     lowest, highest = (float(value) for value in images.aminmax())
-    if lowest >= 0 and 1.5 < highest <= 255 and bool((images == images.round()).all()):
+    whole = 1.5 < highest <= 255 and bool((images == images.round()).all())
+    if lowest >= 0 and (whole or highest > _BRIGHTEST):
+        what = "whole numbers" if whole else "values"
         raise ValueError(
-            f"images hold whole numbers from {lowest:g} to {highest:g}, as pixels do before they are prepared; divide "
+            f"images hold {what} from {lowest:g} to {highest:g}, as pixels do before they are prepared; divide "
             "them by 255 and normalise them as in training"
         )
 
@@ -145,7 +156,8 @@ def _refuse_raw_pixels(images: Tensor) -> None:
 def _count_classes(model: nn.Module, image: Tensor) -> int:
     """Return K by one forward pass, or say what does not fit."""
     try:
-        logits = compute_logits(model, image)
+        given = image.clone()
+        logits = compute_logits(model, given)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(image.shape[1:])
         message = f"the model fails on images of shape (C, H, W) = {shape}; give them as in training. It says: {error}"
@@ -153,4 +165,9 @@ def _count_classes(model: nn.Module, image: Tensor) -> int:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must map images (B, C, H, W) to logits (B, K); for one image it returned {got}")
+    if not torch.equal(given, image):
+        raise ValueError(
+            "the model changes its images in place, so every pass would see others; let its forward pass make new "
+            "ones, as in images = images - mean instead of images.sub_(mean)"
+        )
     return logits.shape[1]

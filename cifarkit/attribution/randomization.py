@@ -31,7 +31,8 @@ class RandomizationCheck:
     Attributes:
         method: that made the maps.
         layers: names of those made random at each stage, on top of those before.
-        correlations: rank correlation with the maps of the trained model, float64 (S, B), of maps with their sign.
+        correlations: rank correlation with the maps of the trained model, float64 (S, B), of maps with their sign; NaN
+            where the map of the trained model is constant, as of Grad-CAM where nothing speaks for the class.
         absolute: the same of maps without sign.
         limit: mean of them from which on the check fails.
     """
@@ -44,22 +45,24 @@ class RandomizationCheck:
 
     @property
     def kept(self) -> float:
-        """How much of the map stays, whatever the model: the mean correlation over all stages, signs included."""
-        return float(self.correlations.mean())
+        """How much of the map stays, whatever the model: the mean correlation, signs included; NaN without any."""
+        return float(self.correlations.nanmean())
 
     @property
     def kept_absolute(self) -> float:
         """The same of maps without sign."""
-        return float(self.absolute.mean())
+        return float(self.absolute.nanmean())
 
     @property
     def passed(self) -> bool:
-        """Whether the maps become others."""
+        """Whether the maps become others; not known to, if none could be compared."""
         return self.kept < self.limit
 
     @property
     def verdict(self) -> str:
         """What that means, in words."""
+        if self.correlations.isnan().all():
+            return "UNDECIDED: every map of the trained model is constant, so there is nothing to compare"
         if not self.passed:
             return "FAILS: the map comes from the image more than from what the model has learnt"
         if self.kept_absolute >= self.limit:
@@ -68,7 +71,7 @@ class RandomizationCheck:
 
     def __str__(self) -> str:
         count = sum(len(names) for names in self.layers)
-        stages = " -> ".join(f"{value:.2f}" for value in self.correlations.mean(1))
+        stages = " -> ".join(f"{value:.2f}" for value in self.correlations.nanmean(1))
         return (
             f"{self.method}, {count} layers made random from {self.layers[0][0]} to {self.layers[-1][-1]}: rank "
             f"correlation {stages}, mean {self.kept:.2f} (without sign {self.kept_absolute:.2f}); {self.verdict}"
@@ -89,7 +92,8 @@ def randomization_check(
 ) -> RandomizationCheck:
     """Compare the maps of a trained model with those of copies whose layers are random, from the last on.
 
-    The mean over stages decides: maps of guided backpropagation change only when the first layers do.
+    The mean over stages decides: maps of guided backpropagation change only when the first layers do. Images whose map
+    is constant do not count.
 
     Args:
         model, images, targets: as for ``attribute``; None asks about the class predicted by the trained model.
@@ -98,7 +102,7 @@ def randomization_check(
         limit: rank correlation, as a mean over stages and images, from which on the check fails.
         max_batch, seed: images at a time; of the random weights, and of the method.
     Raises:
-        TypeError, ValueError: for a wrong argument, a model without weights, or a constant map of the trained model.
+        TypeError, ValueError: for a wrong argument, or a model without weights.
     Source: Adebayo et al. 2018, "Sanity checks for saliency maps", section 3, cascading randomisation.
     """
     images, size = check_images(images), check_max_batch(max_batch)
@@ -109,17 +113,21 @@ def randomization_check(
     subject = copy.deepcopy(model).eval()  # explained before, too, so that nothing is left in the model itself
     shown, asked = images.to(device_of(subject)), classes.to(device_of(subject))
     trained = check_attributions(explain(subject, shown, asked), images)
-    if (trained.flatten(1).amax(1) == trained.flatten(1).amin(1)).any():
-        raise ValueError(f"method {method_name(method)!r} gives a constant map; there is nothing to compare")
     signed, absolute, names = [], [], []
     for stage in _stages(_layers(subject, shown[:1]), stages):
         for index, (_, layer) in stage:
             _make_random(layer, seed + index)
         now = check_attributions(explain(subject, shown, asked), images)
         names.append(tuple(name for _, (name, _) in stage))
-        signed.append(rank_correlation(trained.sum(1), now.sum(1)))
-        absolute.append(rank_correlation(trained.abs().sum(1), now.abs().sum(1)))
+        signed.append(_compare(trained.sum(1), now.sum(1)))
+        absolute.append(_compare(trained.abs().sum(1), now.abs().sum(1)))
     return RandomizationCheck(method_name(method), tuple(names), torch.stack(signed), torch.stack(absolute), limit)
+
+
+def _compare(trained: Tensor, now: Tensor) -> Tensor:
+    """Return the rank correlation of each pair of maps (B, H, W), NaN where the trained model's says nothing."""
+    constant = trained.flatten(1).amax(1) == trained.flatten(1).amin(1)
+    return rank_correlation(trained, now).masked_fill(constant, float("nan"))
 
 
 def _layers(model: nn.Module, images: Tensor) -> list[Layer]:

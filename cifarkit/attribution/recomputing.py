@@ -31,13 +31,18 @@ class Recomputing:
         self.rules = {node: rule for node, rule in found.items() if rule is not None}
         self.network = network
 
+    @torch.no_grad()
     def around(self, known: Tensor) -> Forward:
-        """Return the network as a function of images (N, C, H, W), N a multiple of the known ones (B, C, H, W)."""
+        """Return the network as a function of images (N, C, H, W), N a multiple of the known ones (B, C, H, W).
+
+        Neither records a graph, which would hold all feature maps for nothing.
+        """
         known = known.contiguous(memory_format=torch.channels_last)
         remember = _Remember(self.network)
         remember.run(known)
         steps = _Steps(self.network, self.rules, remember.outputs)
 
+        @torch.no_grad()
         def forward(images: Tensor) -> Tensor:
             return compute_logits(steps.run, find_changes(images, known))
 

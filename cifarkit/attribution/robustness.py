@@ -81,7 +81,7 @@ def sensitivity(
     method: str | Explain,
     *,
     radius: float = 0.02,
-    samples: int = 10,
+    disturbed: int = 10,
     max_batch: int | None = None,
     seed: int = 0,
     **options: object,
@@ -92,7 +92,7 @@ def sensitivity(
         model, images, targets: as for ``attribute``; None asks about the class predicted for the undisturbed image.
         method: a name of METHODS, with its options, or a function (model, images, targets) -> maps.
         radius: each value is changed by at most this, in the units of the model's input.
-        samples: disturbed copies of each image, of which the worst counts.
+        disturbed: copies of each image with other disturbances, of which the worst counts.
         max_batch, seed: images at a time; of the disturbances, and of the method.
     Raises:
         TypeError, ValueError: if an argument is of a wrong kind, shape or value.
@@ -100,7 +100,7 @@ def sensitivity(
     """
     from captum.metrics import sensitivity_max
 
-    images, size, samples = check_images(images), check_max_batch(max_batch), check_integer("samples", samples, 1)
+    images, size, disturbed = check_images(images), check_max_batch(max_batch), check_integer("disturbed", disturbed, 1)
     radius = check_number("radius", radius, 0, above=True)
     explain = explainer(method, max_batch, seed, dict(options))
     classes, device, found = check_targets(model, images, targets, size), device_of(model), []
@@ -118,8 +118,8 @@ def sensitivity(
                 part.to(device),
                 perturb_func=_Disturbance(len(part), seed, radius).shaken,
                 perturb_radius=radius,
-                n_perturb_samples=samples,
-                max_examples_per_batch=_batch_for_captum(size, len(part), samples),
+                n_perturb_samples=disturbed,
+                max_examples_per_batch=_batch_for_captum(size, len(part), disturbed),
                 target=asked.to(device),
             )
             found.append(value.cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,10 +25,12 @@ class Trust:
     Attributes:
         method: that made the maps.
         completeness: share by which their sums miss the change of the logit; only for maps that are meant to add up.
+            Infinite where the logit does not change.
         deletion, insertion: areas under the curves, the first best small, the second large.
         infidelity: of the best scaled map, as a share of that of a map that foretells nothing.
         sensitivity: largest relative change of a map when the image changes a little.
-        kept, kept_absolute: rank correlation of maps with those of random weights, with sign and without.
+        kept, kept_absolute: rank correlation of maps with those of random weights, with sign and without; NaN if no map
+            could be compared.
         verdict: what the randomisation check says of that, in words.
     """
 
@@ -42,15 +45,18 @@ class Trust:
     verdict: str | None = None
 
     def note(self) -> str:
-        """Return short lines to stand beside a picture."""
-        lines = [f"deletion {self.deletion:.2f}", f"insertion {self.insertion:.2f}"]
-        return "\n".join(lines if self.kept is None else [*lines, f"kept {self.kept:.2f}"])
+        """Return all figures that were asked for as short lines to stand beside a picture."""
+        figures = {name: value for name in _NOTED if (value := getattr(self, name)) is not None}
+        lines = [f"{name} {value:.2f}" for name, value in figures.items()]
+        return "\n".join(lines if self.verdict is None else [*lines, self.verdict.partition(":")[0]])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures by name, ready for JSON."""
-        return asdict(self)
+        """Return the figures by name, ready for JSON, which knows no infinity and no NaN: None takes their place."""
+        finite = {name: not isinstance(value, float) or math.isfinite(value) for name, value in asdict(self).items()}
+        return {name: value if finite[name] else None for name, value in asdict(self).items()}
 
 
+_NOTED = ("completeness", "deletion", "insertion", "infidelity", "sensitivity", "kept")
 _COLUMNS = {
     "completeness": "completeness error ↓",
     "deletion": "deletion area ↓",
@@ -121,7 +127,7 @@ def trust(
     return replace(
         figures,
         infidelity=(missed / changes).mean().item(),
-        sensitivity=sensitivity(*request, method, samples=disturbed, **again).mean().item(),
+        sensitivity=sensitivity(*request, method, disturbed=disturbed, **again).mean().item(),
         kept=check.kept,
         kept_absolute=check.kept_absolute,
         verdict=check.verdict,

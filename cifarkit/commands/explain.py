@@ -40,17 +40,18 @@ def run(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise ValueError(f"--count {args.count} must be at least 1")
     model, test_set = load_classifier(args.run_folder, settings), load_images(recorded_flags(settings), train=False)
-    logits = predict(model, normalize(test_set.images))
     chosen = torch.arange(min(args.count, len(test_set)))
     if args.mistakes:
+        logits = predict(model, normalize(test_set.images))
         chosen = most_confident_mistakes(logits, test_set.labels, args.count)
     if len(chosen) == 0:
         print(f"no mistake among {len(test_set)} images")
         return 0
     images = test_set.images[chosen]
-    maps = attribute(model, normalize(images), target if target is not None else logits[chosen].argmax(1), args.method)
+    predicted = predict(model, normalize(images)).argmax(1)
+    maps = attribute(model, normalize(images), predicted if target is None else target, args.method)
     shown, captions = [], []
-    names = [classes[label] for label in logits[chosen].argmax(1).tolist()]
+    names = [classes[label] for label in predicted.tolist()]
     for start in range(0, len(chosen), _COLUMNS):
         part = slice(start, start + _COLUMNS)
         gap = [images.new_zeros(1, *images.shape[1:]).float()] * (_COLUMNS - len(images[part]))  # fills the last row
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _index(name: str, classes: list[str]) -> int:
-    if name not in classes:
+    found = [name] if name in classes else [own for own in classes if name in own]  # "plane" is airplane
+    if len(found) != 1:
         raise ValueError(f"--class {name!r} is unknown; the classes are {', '.join(classes)}")
-    return classes.index(name)
+    return classes.index(found[0])

@@ -14,6 +14,11 @@ from cifarkit.files import write_atomically
 
 _SETTINGS = "settings.json"
 _OFFICIAL = ("shapes", "cifar10", "cifar100")
+_NEEDED = {  # what `train` notes of each kind of network
+    "classifier": ("network", "classes", "image_size", "mean", "std", "flags"),
+    "diffusion model": ("network", "classes", "image_shape", "flags"),
+}
+_FLAGS = ("data", "root", "download", "seed", "tiny", "recipe", "val", "epochs", "base_channels")
 TINY = 600  # images of --tiny
 
 
@@ -53,7 +58,7 @@ def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]
     """Return what :func:`write_settings` noted.
 
     Raises:
-        ValueError: if the folder has none, or they are damaged or of a network of another kind.
+        ValueError: if the folder has none, or they are damaged, incomplete or of a network of another kind.
     """
     path = Path(folder) / _SETTINGS
     if not path.is_file():
@@ -68,6 +73,12 @@ def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]
         raise ValueError(f"{path} is damaged: {error}") from error
     if kind is not None and found != kind:
         raise ValueError(f"{folder} is a run of a {found}; this command needs a {kind}")
+    if found not in [*_NEEDED]:  # it may be anything, unhashable things too
+        raise ValueError(f"{path} is damaged: its kind {found!r} is none of {', '.join(_NEEDED)}")
+    missing = [key for key in _NEEDED[found] if key not in settings]
+    missing += [f"flags.{name}" for name in _FLAGS if name not in settings.get("flags", _FLAGS)]
+    if missing:
+        raise ValueError(f"{path} is incomplete: it lacks {', '.join(map(repr, missing))}; train again")
     return settings
 
 

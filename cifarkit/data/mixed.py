@@ -54,6 +54,7 @@ class MixedLoader:
         _require_same_kind(loader.dataset, fake)
         if loader.batch_size < 2:
             raise ValueError("loader has batch_size=1, which holds no two kinds of images; give at least 2")
+        self.rank, self.world_size = loader.rank, loader.world_size
         self.loader, self.fake, self.transform, self.tell_apart = loader, fake, transform, tell_apart
         count = min(max(round(self.share * loader.batch_size), 1), loader.batch_size - 1)
         self._real = _like(loader, loader.dataset, loader.batch_size - count, loader.transform)

@@ -210,6 +210,8 @@ class _Export:
         for label, index in found:
             place = index * len(self.classes) + label
             picture = None if place in self.lines else files.read_picture(self.path(place))  # of another rank
+            if picture is None and place not in self.lines:  # damaged; its own rank makes it anew, and the manifest
+                return
             lines.append(self.lines[place] if picture is None else picture[1])
         content = "".join(f"{line}\n" for line in lines).encode()
         path = self.folder / files.MANIFEST

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cifarkit.data import ImageDataset
-from cifarkit.files import read_file, remove_abandoned, shown, write_atomically
+from cifarkit.files import flush_folder, read_file, remove_abandoned, shown, write_atomically
 from cifarkit.generation.noise import MOST_CLASSES
 
 SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
@@ -228,9 +228,8 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     finally:
         for draft in temporary.values():
             draft.unlink(missing_ok=True)
-    if os.name == "posix":  # make the new names survive a power cut, too
-        for parent in {path.parent for path in files}:
-            _flush(parent)
+    for parent in {path.parent for path in files}:
+        flush_folder(parent)
 
 
 def tidy(folder: Path, classes: Sequence[str]) -> None:

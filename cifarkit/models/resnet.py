@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, ResNet34_Weights
 
 from cifarkit.checks import check_integer
-from cifarkit.files import require_plain_zip
+from cifarkit.files import require_plain_zip, why_unreadable
 
 Stem = Literal["cifar", "imagenet"]
 Weights = str | Path | None
@@ -138,8 +138,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
             require_plain_zip(packed)
         content = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file makes PyTorch raise nearly anything, OSError included
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line.strip() for line in lines if "Unpickler error" in line), lines[0])
+        reason = why_unreadable(error)
         raise ValueError(
             f"weights='{path}' is no file of tensors ({reason}); save model.state_dict() with torch.save, not the model"
         ) from error

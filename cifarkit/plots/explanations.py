@@ -218,7 +218,8 @@ def _draw(sheet: _Sheet) -> Figure:
     lefts = [margin + _GAP + index * (width + _GAP) for index in range(len(sheet.pictures) + 1)]
     across = max(lefts[-1] + _BAR + _BAR_TEXT, 40 * _CHARACTER)
     text = _wrapped(sheet.note, across // _CHARACTER)
-    tops = [head + index * (height + _GAP) for index in range(len(sheet.rows) + 2)]
+    step = max([height, *(_LINE * len(row.lines) for row in sheet.rows)]) + _GAP  # room for long notes
+    tops = [head + index * step for index in range(len(sheet.rows) + 2)]
     canvas = np.full((tops[-1] + _LINE * len(text) + _GAP, across, 3), 255, np.uint8)
     figure = new_figure(across / DPI, len(canvas) / DPI, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -266,7 +267,8 @@ def _page(sheet: _Sheet) -> str:
         body.append(f"<tr><th>{'<br>'.join([name, *more])}</th>{cells}<td class=bar>{limit}</td></tr>")
     title = html.escape(sheet.title or "Explanations")
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body {{ font: 14px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }}
 table {{ border-collapse: collapse }} td, th {{ padding: 4px; font-weight: normal; text-align: left }}
 img {{ width: {side}px; image-rendering: pixelated; border: 1px solid #ccc; display: block }}

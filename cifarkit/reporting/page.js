@@ -93,7 +93,8 @@
     header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const body = header.closest("table").tBodies[0];
     const key = (row) => row.cells[column].textContent;
-    const amount = (text) => parseFloat(text.replaceAll(",", ""));
+    const number = /^-?[\d.,]+(e[+-]?\d+)?(\s|$)/;  // a name that begins with a date is none
+    const amount = (text) => number.test(text) ? parseFloat(text.replaceAll(",", "")) : NaN;
     const rows = [...body.rows].sort((one, other) => {
       const numbers = [amount(key(one)), amount(key(other))];
       const absent = numbers.map(Number.isNaN);

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifarkit.files import atomic_file, read_file, require_plain_zip
+from cifarkit.files import atomic_file, read_file, require_plain_zip, shown, why_unreadable
 
 _END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
 _LABEL = b"sha256:"
@@ -87,10 +87,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         require_plain_zip(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damage that no checksum guards against can raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as tensors and plain types: {reason}") from error
+        reason = why_unreadable(error)
+        raise ValueError(f"{shown(path)} cannot be read as tensors and plain types: {reason}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__} where a dict was expected")
+        raise ValueError(f"{shown(path)} holds a {type(state).__name__} where a dict was expected")
     return state
 
 
@@ -115,7 +115,7 @@ def _require_checksum(content: bytes, path: Path) -> None:
     if start < 22 or content[start - 22 : start - 18] != _END_RECORD or content[start - 2 : start + 7] != label:
         if content[-22:-18] == _END_RECORD and content[-2:] == b"\0\0":
             return
-        raise ValueError(f"{path} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
+        raise ValueError(f"{shown(path)} is damaged or no checkpoint: its end is missing ({len(content)} bytes)")
     original = content[: start - 2] + b"\0\0"
     if hashlib.sha256(original).hexdigest().encode() != content[start + 7 :]:
-        raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
+        raise ValueError(f"{shown(path)} is damaged: its SHA-256 does not match its content")

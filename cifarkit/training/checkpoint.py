@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +46,12 @@ class ModelCheckpoint(Callback):
         save_top_k: how many of the best to keep, at least 1.
         every_n_steps: also write last.pt after so many updates.
     Raises:
-        ValueError: for a misspelt mode, a count below 1, and at the first epoch for an unknown metric.
-        NotADirectoryError: if the folder is a file.
+        ValueError: for a misspelt mode, a count below 1, a folder that is a file, and at the first epoch for an
+            unknown metric.
         OSError: while saving; a failed save ends the run rather than being passed over.
     """
+
+    order = 100  # what is saved after an update is the state of all callbacks
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class ModelCheckpoint(Callback):
     ) -> None:
         self.folder, self.monitor, self.mode = Path(folder), monitor, check_mode(mode, monitor)
         if self.folder.is_file():
-            raise NotADirectoryError(f"folder={str(folder)!r} is a file; give its folder, {self.folder.parent}")
+            raise ValueError(f"folder={str(folder)!r} is a file; give its folder, {self.folder.parent}")
         self.save_top_k = check_integer("save_top_k", save_top_k, 1)
         self.every_n_steps = None if every_n_steps is None else check_integer("every_n_steps", every_n_steps, 1)
         self.best: list[tuple[float, str]] = []  # (metric, file name), the best first
@@ -94,8 +98,14 @@ class ModelCheckpoint(Callback):
 
     def on_epoch_end(self, run: Run) -> None:
         self._chosen = None
-        if self.monitor is not None and (value := monitored_value(run, self.monitor)) is not None:
+        if self.monitor is not None and (value := self._monitored(run)) is not None:
             self._choose(value, run.history[-1]["epoch"])
+
+    def _monitored(self, run: Run) -> float | None:
+        """Return the metric as rank 0 knows it: ranks that disagree on the best would wait for each other in vain."""
+        assert self.monitor is not None
+        name = self.monitor
+        return from_first_rank(lambda: monitored_value(run, name))
 
     def on_save(self, run: Run) -> None:
         if self._chosen is not None:
@@ -149,6 +159,16 @@ def explain_resuming(callbacks: Sequence[Callback]) -> str:
     return "nothing was saved, for want of a ModelCheckpoint" if saved is None else f"go on with resume='{saved}'"
 
 
+def _newest_of_the_best(folder: Path) -> Path | None:
+    """Return the newest of the kept best checkpoints in a folder without last.pt, for want of better, and warn."""
+    kept = [path for path in folder.glob("*.pt") if re.match(r"best\.pt$|epoch=\d+", path.name)]
+    if not kept:
+        return None
+    newest = max(kept, key=lambda path: path.stat().st_mtime)
+    warnings.warn(f"{folder} has no last.pt; the run goes on from {newest.name}, the newest there is", stacklevel=2)
+    return newest
+
+
 def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) -> Path | None:
     """Return the file that ``fit(resume=...)`` means, or None to start anew.
 
@@ -164,9 +184,13 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
         paths = [callback.last_path for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         if not paths:
             raise ValueError("resume='auto' needs a ModelCheckpoint among the callbacks, which says where to look")
-        return next((path for path in paths if path.exists()), None)
+        found = next((path for path in paths if os.path.lexists(path)), None)
+        resume = found or _newest_of_the_best(paths[0].parent)
+        if resume is None:
+            return None
     path = Path(resume)
     path = path / "last.pt" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"resume={str(resume)!r}: there is no checkpoint; 'auto' starts anew if there is none")
+        hint = "the link leads nowhere" if path.is_symlink() else "'auto' starts anew if there is none"
+        raise FileNotFoundError(f"resume={str(resume)!r}: there is no checkpoint; {hint}")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import platform
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,13 @@ import torchvision
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
+    from cifarkit.training.task import Task
 
 _log = logging.getLogger(__name__)
 # Settings that say nothing of how the training goes on, or that follow from others.
 _NO_SETTINGS = ("total_steps", "device", "callbacks", "loader.batches", "environment")
+
+_SHOWN = (type(None), bool, int, float, str)
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def describe(run: Run) -> dict[str, Any]:
         "callbacks": [describe_object(callback) for callback in trainer.callbacks],
         "task": describe_object(run.task),
         "networks": {name: _describe_network(network) for name, network in run.task.named_children()},
-        "optimizers": {name: describe_optimizer(item) for name, item in run.task.optimizers.items()},
+        "optimizers": describe_optimizers(run.task),
         "loader": describe_object(loader) | {"batches": run.batches_in_epoch},
         "environment": describe_environment(),
     }
@@ -72,29 +76,56 @@ def warn_of_differences(saved: Mapping[str, Any]) -> None:
         warnings.warn(f"the resumed run may not be equal bit for bit: {', '.join(differences)}", stacklevel=2)
 
 
-def log_other_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Log which settings of a resumed run differ from those it was saved with."""
-    then, now = dict(_settings(saved)), dict(_settings(present))
-    changed = [name for name in now if name in then and then[name] != now[name]]
-    kept = [name for name in changed if name.startswith("optimizers.")]
-    others = [name for name in changed if name not in kept]
+def log_other_settings(saved: Mapping[str, Any], present: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Log which settings of a resumed run are not those it was saved with, and which of the script do not count.
+
+    Args:
+        saved: what the checkpoint says; nothing of it is relied upon.
+        present: what the run goes on with, its optimizers as they are in the checkpoint.
+        given: the optimizers as the script made them.
+    """
+    others = [f"{name} was {then} and is {now}" for name, then, now in _differences(saved, present)]
     if others:
-        differences = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in others)
-        _log.warning("the run goes on with other settings than it was saved with: %s", differences)
+        _log.warning("the run goes on with other settings than it was saved with: %s", ", ".join(others))
+    kept = [*_differences({"optimizers": given}, {"optimizers": present["optimizers"]})]
     if kept:
-        differences = ", ".join(f"{name} is {then[name]}, not {now[name]}" for name in kept)
-        _log.warning("optimizers go on with the settings in the checkpoint: %s", differences)
+        texts = [f"{name} is {now}, not {then}" for name, then, now in kept]
+        _log.warning("the settings of the checkpoint are kept: %s", ", ".join(texts))
 
 
-def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk nested mappings and lists of mappings: ("loader.batch_size", 128)."""
-    for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
-            if name not in _NO_SETTINGS:
-                yield from _settings(value, f"{name}.")
-        elif name not in _NO_SETTINGS:
-            yield name, value
+def _differences(saved: Any, present: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Walk the settings of a run beside those in a file, which may be anything: name, there and here, to be shown."""
+    names: list[Any] = [*present] if isinstance(present, Mapping) else [*range(len(present))]
+    if isinstance(present, Mapping) and isinstance(saved, Mapping):
+        names += [key for key in saved if key not in present and re.fullmatch(r"\w{1,50}", str(key))]
+    for name in names:
+        if f"{where}{name}" in _NO_SETTINGS or (not where and (name not in present or name not in saved)):
+            continue  # the last: a setting that one of two versions has not
+        there, here = _item(saved, name), _item(present, name)
+        if isinstance(here, Mapping) or (isinstance(here, list) and here and isinstance(here[0], Mapping)):
+            yield from _differences(there, here, f"{where}{name}.")
+        elif (texts := (_shown(there), _shown(here)))[0] != texts[1]:
+            yield f"{where}{name}", *texts
+
+
+def _item(settings: Any, name: Any) -> Any:
+    """Return an entry of a dict or list, None if it has none."""
+    if isinstance(settings, list):
+        return settings[name] if isinstance(name, int) and name < len(settings) else None
+    return settings.get(name) if isinstance(settings, Mapping) else None
+
+
+def _shown(value: Any) -> str:
+    """Write a setting on one line, control characters escaped; of anything but plain values only the type."""
+    if isinstance(value, list) and len(value) < 20 and all(type(item) in _SHOWN for item in value):
+        return f"[{', '.join(map(_shown, value))}]"
+    text = repr(value) if type(value) in _SHOWN else f"a {type(value).__name__}"
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def describe_optimizers(task: Task) -> dict[str, Any]:
+    """Describe each optimizer of a task."""
+    return {name: describe_optimizer(item) for name, item in task.optimizers.items()}
 
 
 def describe_object(item: Any) -> dict[str, Any]:
@@ -104,11 +135,14 @@ def describe_object(item: Any) -> dict[str, Any]:
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the class and the settings of each parameter group, of its parameters only the number."""
-    groups = [
-        {key: _plain(value) for key, value in {**group, "params": len(group["params"])}.items()}
-        for group in optimizer.param_groups
-    ]
+    """Return the class and the settings of each parameter group, of its parameters only the number.
+
+    The rate is the one that a schedule multiplies, also in the middle of a fit.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        settings = {**group, "params": len(group["params"]), "lr": group.get("base_rate", group["lr"])}
+        groups.append({key: _plain(value) for key, value in settings.items() if key != "base_rate"})
     return {"class": type(optimizer).__name__, "groups": groups}
 
 

@@ -59,7 +59,7 @@ def process_group() -> Iterator[None]:
     if _is_open() or processes == 1:
         yield
         return
-    cuda, hook = torch.cuda.is_available(), sys.excepthook
+    cuda, hook = _has_a_gpu_each(), sys.excepthook
     with torch.cuda.device(_local_rank()) if cuda else nullcontext():  # what NCCL takes to be this process's own
         meeting_point = PrefixStore("cifarkit", _meeting_point())
         store = PrefixStore(_new_name(meeting_point, own, processes), meeting_point)
@@ -229,6 +229,12 @@ def _announced() -> tuple[int, int]:
     return 0, 1
 
 
+def _has_a_gpu_each() -> bool:
+    """Tell whether every process of this machine has a GPU of its own."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return torch.cuda.is_available() and max(here, _local_rank() + 1) <= torch.cuda.device_count()
+
+
 def _local_rank() -> int:
     """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank()))
@@ -266,8 +272,8 @@ def _new_name(store: Store, own: int, processes: int) -> str:
 
 def _await_the_others(store: Store) -> None:
     """Wait until all ranks have read what was last sent to them, which closing the connection might cut off."""
-    store.set(f"left/{rank()}", "")
-    with suppress(RuntimeError):  # one that has failed alone, or was killed, never comes
+    with suppress(RuntimeError):  # one that has failed alone, or was killed, never comes; nor does a store it held
+        store.set(f"left/{rank()}", "")
         store.wait([f"left/{other}" for other in range(world_size())], timedelta(seconds=_PATIENCE_SECONDS))
 
 

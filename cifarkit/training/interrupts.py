@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+_ONE_REQUEST_SECONDS = 1.0
 
 
 class Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
@@ -15,6 +18,9 @@ class Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
 class InterruptGuard:
     """While it is open, the first SIGTERM or Ctrl-C only sets ``signal_number``; a second one acts at once.
 
+    A SIGTERM within a second of the first signal is that request once more: systemd sends it to all processes of a
+    service, and torchrun hands its own on to those it has started.
+
     A signal that nobody has checked for when the guard closes is raised again, so that none is lost.
 
     Outside the main thread Python cannot catch signals, and the guard does nothing.
@@ -23,6 +29,7 @@ class InterruptGuard:
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._heeded = False
+        self._noted_at: float | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
@@ -52,8 +59,13 @@ class InterruptGuard:
         return signal.Signals(self.signal_number).name if self.signal_number is not None else "no signal"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
-        self._restore()
+        now = time.monotonic()
+        if self._noted_at is None:
+            self._noted_at = now
+            self.signal_number = self.signal_number or number  # that of another rank came first
+        elif number != signal.SIGTERM or now - self._noted_at > _ONE_REQUEST_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         while self._previous:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_same_task
-from cifarkit.training.config import log_other_settings, warn_of_differences
+from cifarkit.training.config import describe_optimizers, log_other_settings, warn_of_differences
 from cifarkit.training.distributed import average_statistics, gather, rank, separate_random_states
 from cifarkit.training.kinds import require_like
 from cifarkit.training.loading import generator_states, set_generator_states
@@ -22,6 +23,7 @@ from cifarkit.training.structure import FORMAT_VERSION, require_fitting, require
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
 
+_log = logging.getLogger(__name__)
 _COUNTERS = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
 
 
@@ -68,8 +70,10 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     state = state | _part_of_this_rank(state)
     run.position.load_state_dict(state)  # first, as it may refuse
     run.task.load_state_dict(state["task"])
+    given = run.config["optimizers"]
     for name, optimizer in run.task.optimizers.items():
         optimizer.load_state_dict(state["optimizers"][name])
+    run.config["optimizers"] = describe_optimizers(run.task)
     for name, scaler in run.scalers.items():
         if state["scalers"].get(name):  # empty when it was saved in another precision
             scaler.load_state_dict(state["scalers"][name])
@@ -82,7 +86,8 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
         run.batches = getattr(run.train_loader, "position", run.batches)  # in batches of the present size
     warn_of_differences(state["config"]["environment"])
-    log_other_settings(state["config"], run.config)
+    if rank() == 0:
+        log_other_settings(state["config"], run.config, given)
     run.resumed = True
 
 
@@ -96,7 +101,7 @@ def restore_random_states(state: dict[str, Any] | None) -> None:
 
 
 def restore_callbacks(run: Run, states: list[dict[str, Any]]) -> None:
-    """Give each callback the state saved by the first unused one of its kind; new kinds start fresh.
+    """Give each callback the state saved by the first unused one of its kind; log what nobody takes.
 
     Raises:
         ValueError: if a callback does not take its state.
@@ -111,6 +116,11 @@ def restore_callbacks(run: Run, states: list[dict[str, Any]]) -> None:
             if type(callback).__module__.startswith("cifarkit."):  # those of others may have entries that come and go
                 require_like(match[1]["state"], callback.state_dict(), where)
             matches.append((callback, match[1]["state"], where))
+    dropped = [saved["name"] for _, saved in unused if saved["state"]]
+    if dropped and rank() == 0:
+        _log.warning(
+            "the checkpoint holds the states of callbacks that this run has not: %s", ", ".join(map(repr, dropped))
+        )
     for callback, state, where in matches:
         try:
             callback.load_state_dict(state)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cifarkit.files import read_file, write_atomically
 from cifarkit.training.archive import load_checkpoint, write_checkpoint
+from cifarkit.training.kinds import TENSOR, require
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -48,6 +49,8 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
         there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
         if there != here:
             raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
+        if isinstance(own[key], Tensor):
+            require(weights[key], TENSOR, f"{path}: {key!r}")
     model.load_state_dict(weights)
     return model
 

@@ -115,7 +115,7 @@ def test_smooth_grad_squared_is_captums(name: str, base: str) -> None:
     expected = captum.attr.NoiseTunnel(inner).attribute(
         IMAGES, nt_type="smoothgrad_sq", nt_samples=4, stdevs=0.3, target=TARGETS, **settings
     )
-    options = {"samples": 4, "stdev": 0.3, "base": base, "steps": 5}
+    options = {"samples": 4, "stdev": 0.3, "base": base} | ({"steps": 5} if settings else {})
     assert_equal_to(attribute(model, IMAGES, TARGETS, "smooth_grad_squared", seed=7, **options), expected)
 
 
@@ -264,7 +264,13 @@ def test_no_target_asks_about_the_predicted_class() -> None:
 
 def test_a_model_in_training_mode_is_asked_in_evaluation_mode() -> None:
     model = build("cnn").train()
-    assert torch.equal(attribute(model, IMAGES, 0, "saliency"), attribute(MODELS["cnn"], IMAGES, 0, "saliency"))
+    with pytest.warns(
+        UserWarning, match=r"in training mode; it is explained in evaluation mode. Call model.eval"
+    ) as seen:
+        found = attribute(model, IMAGES, 0, "saliency")
+    assert seen[0].filename == __file__
+    assert torch.equal(found, attribute(MODELS["cnn"], IMAGES, 0, "saliency"))
+    assert model.training
 
 
 def test_integrated_gradients_take_more_steps_only_where_the_sum_asks_for_them() -> None:
@@ -279,24 +285,29 @@ def test_integrated_gradients_take_more_steps_only_where_the_sum_asks_for_them()
 
 
 def test_integrated_gradients_warn_where_steps_run_out() -> None:
-    with pytest.warns(UserWarning, match=r"still up to .* % off at max_steps=16, .* raise max_steps"):
+    with pytest.warns(UserWarning, match=r"still up to .* % off at max_steps=16, .* raise max_steps") as seen:
         attribute(MODELS["cnn"], IMAGES, TARGETS, "integrated_gradients", tolerance=1e-9, max_steps=16)
+    assert seen[0].filename == __file__
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bf16_is_near_fp32_and_only_used_when_asked_for(method: str) -> None:
     model, options = MODELS["cnn"], FEW.get(method, {})
-    if method == "deep_lift":
-        options = {"tolerance": 1}
-    if method == "integrated_gradients":
-        options = {"steps": 16}
     exact = attribute(model, IMAGES, TARGETS, method, **options)
     with torch.autocast("cpu", torch.bfloat16):  # the caller's own is not taken over
         assert torch.equal(attribute(model, IMAGES, TARGETS, method, **options), exact)
     rough = attribute(model, IMAGES, TARGETS, method, precision="bf16", **options)
     assert rough.dtype == torch.float32
-    assert not torch.equal(rough, exact)
+    assert torch.equal(rough, exact) == (method == "deep_lift")  # which is always float32
     assert F.cosine_similarity(rough.flatten(), exact.flatten(), dim=0) > 0.97
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_integrated_gradients_do_not_chase_the_rounding_of_bf16(name: str) -> None:
+    model = Recorder(MODELS[name]).eval()
+    attribute(model, IMAGES, None, "integrated_gradients", precision="bf16")
+    assert sum(model.sizes) < 100 * len(IMAGES)
 
 
 def test_works_inside_inference_mode_and_on_one_channel() -> None:
@@ -351,6 +362,21 @@ def test_an_answer_that_never_changes_is_warned_about() -> None:
         attribute(model, IMAGES, 0, "occlusion")
 
 
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient", "smooth_grad_squared", "gradient_shap"])
+def test_a_gradient_of_zero_is_told_from_a_logit_that_stays(method: str) -> None:
+    class Rounding(TinyNet):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.round())
+
+    with pytest.warns(UserWarning, match=r"the gradient is 0 everywhere \(rounding or thresholds"):
+        attribute(Rounding().eval(), IMAGES, 0, method, **FEW.get(method, {}))
+
+
+class InPlace(TinyNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5))
+
+
 BAD = [
     ({"model": TinyNet}, TypeError, "model is a type; give a torch.nn.Module"),
     ({"targets": 4}, ValueError, "targets hold class 4; the model has classes 0 to 3"),
@@ -363,6 +389,8 @@ BAD = [
     ({"images": IMAGES[:, :1]}, ValueError, r"the model fails on images of shape \(C, H, W\) = \(1, 8, 8\)"),
     ({"images": (IMAGES * 20).abs().to(torch.uint8)}, TypeError, "images must be a float tensor"),
     ({"images": (IMAGES * 20).abs().round()}, ValueError, "whole numbers from 0 to .* divide them by 255"),
+    ({"images": 60 * IMAGES.abs()}, ValueError, "images hold values from .* divide them by 255"),
+    ({"model": InPlace().eval()}, ValueError, r"changes its images in place.*images = images - mean"),
     ({"images": IMAGES / 0}, ValueError, "NaN or infinite"),
     ({"model": nn.Conv2d(3, 4, 3)}, ValueError, r"logits \(B, K\); for one image it returned \(1, 4, 6, 6\)"),
     ({"method": "integrated_gradient"}, ValueError, "did you mean 'integrated_gradients'"),
@@ -381,6 +409,7 @@ BAD = [
     ({"method": "gradient_shap", "baselines": IMAGES[..., :4]}, ValueError, "baselines has shape"),
     ({"method": "gradient_shap", "samples": 0}, ValueError, "samples=0 must be at least 1"),
     ({"method": "smooth_grad_squared", "base": "occlusion"}, ValueError, "base='occlusion' is unknown"),
+    ({"method": "smooth_grad_squared", "base": "saliency", "steps": 5}, ValueError, "baselines and steps belong to"),
     ({"method": "smooth_grad_squared", "stdev": -1}, ValueError, "stdev=-1 must be at least 0"),
     ({"method": "integrated_gradients", "steps": 0}, ValueError, "steps=0 must be at least 1"),
     ({"method": "integrated_gradients", "tolerance": 0}, ValueError, "tolerance=0 must be above 0"),

@@ -143,6 +143,19 @@ def test_it_reads_as_one_line() -> None:
     assert not RandomizationCheck("saliency", (("fc",),), half, half, 0.4).passed
 
 
+def test_images_whose_map_is_constant_do_not_count() -> None:
+    def first_is_zero(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        return gradient(model, images, targets) * torch.tensor([0.0, 1, 1, 1]).view(4, 1, 1, 1)
+
+    check, whole = (randomization_check(tiny(), photos(), 0, method) for method in (first_is_zero, gradient))
+    assert check.correlations[:, 0].isnan().all()
+    assert check.kept == pytest.approx(float(whole.correlations[:, 1:].mean()))
+    assert check.passed
+    nothing = randomization_check(tiny(), photos(), 0, lambda model, images, _: images * 0)
+    assert nothing.verdict.startswith("UNDECIDED: every map of the trained model is constant")
+    assert not nothing.passed
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -153,7 +166,6 @@ def test_it_reads_as_one_line() -> None:
         ({"limit": 1.5}, ValueError, "limit=1.5 must be above 0 and at most 1"),
         ({"seed": 0.5}, TypeError, "seed=0.5 is a float"),
         ({"model": nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), "method": edges}, ValueError, "model has no weights"),
-        ({"method": lambda model, images, _: images * 0}, ValueError, "gives a constant map; there is nothing"),
         ({"method": lambda model, images, _: images / 0}, ValueError, "attributions hold NaN or infinite"),
         ({"steps": 4}, TypeError, r"options \['steps'\] go with a name"),
     ],

@@ -126,3 +126,13 @@ def test_max_batch_bounds_the_passes_that_compute_rectangles(most: int, monkeypa
     assert max(sizes) <= most
     whole = attribute(model, IMAGES, 1, "occlusion", window=4, stride=2)
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+
+
+def test_no_graph_is_recorded() -> None:
+    ready, recorded = recomputing(ask(build(resnet18), IMAGES, 0, 8, 0)), []
+    assert ready is not None
+    for part in ready.network.modules():
+        part.register_forward_hook(lambda part, inputs, output: recorded.append(output.requires_grad))
+    assert not ready.around(IMAGES)(occluded(IMAGES, 3)).requires_grad
+    assert recorded
+    assert not any(recorded)

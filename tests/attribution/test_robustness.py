@@ -82,7 +82,7 @@ def test_sensitivity_of_the_image_itself_is_the_size_of_the_change() -> None:
     def itself(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         return images
 
-    found = sensitivity(TinyNet(), torch.ones(2, 3, 4, 4), 0, itself, radius=0.1, samples=50)
+    found = sensitivity(TinyNet(), torch.ones(2, 3, 4, 4), 0, itself, radius=0.1, disturbed=50)
     assert found.max() < 0.1
     assert found.min() > 0.1 / 3**0.5  # the root mean square of a uniform number, and the largest of 50 is above
 
@@ -143,7 +143,7 @@ def test_modes_and_gradients_come_back_after_an_exception() -> None:
         (infidelity, {"samples": 0}, ValueError, "samples=0 must be at least 1"),
         (sensitivity, {"images": photos()[0]}, ValueError, r"images must be \(B, C, H, W\)"),
         (sensitivity, {"radius": -1}, ValueError, "radius=-1 must be above 0"),
-        (sensitivity, {"samples": 1.5}, TypeError, "samples=1.5 is a float"),
+        (sensitivity, {"disturbed": 1.5}, TypeError, "disturbed=1.5 is a float"),
         (sensitivity, {"method": 3}, TypeError, "method=3; give a name of METHODS, or a function"),
         (sensitivity, {"method": TinyNet}, TypeError, "give a name of METHODS, or a function"),
         (sensitivity, {"steps": 4}, TypeError, r"options \['steps'\] go with a name of METHODS"),

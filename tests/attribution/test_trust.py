@@ -6,7 +6,7 @@ from torch import nn
 
 from cifarkit.attribution import METHODS, attribute, completeness_error, deletion_curve, randomization_check
 from cifarkit.attribution.robustness import sensitivity
-from cifarkit.attribution.trust import ADD_UP, table, trust
+from cifarkit.attribution.trust import ADD_UP, Trust, table, trust
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
@@ -20,7 +20,9 @@ def test_without_disturbed_copies_only_the_quick_figures(method: str) -> None:
     found = trust(MODEL, IMAGES, 1, method, attribute(MODEL, IMAGES, 1, method, **options), **options)
     assert (found.completeness is not None) == (method in ADD_UP)
     assert found.infidelity is found.sensitivity is found.kept is found.verdict is None
-    assert found.note().splitlines() == [f"deletion {found.deletion:.2f}", f"insertion {found.insertion:.2f}"]
+    lines = [f"deletion {found.deletion:.2f}", f"insertion {found.insertion:.2f}"]
+    assert found.note().splitlines()[-2:] == lines
+    assert found.note().startswith("completeness") == (method in ADD_UP)
 
 
 def test_figures_are_those_of_the_functions() -> None:
@@ -30,11 +32,27 @@ def test_figures_are_those_of_the_functions() -> None:
     assert found.completeness == completeness_error(MODEL, IMAGES, 1, maps, 0.3).mean().item()
     assert found.deletion == deletion_curve(MODEL, IMAGES, 1, maps).area
     assert found.sensitivity == pytest.approx(
-        sensitivity(MODEL, IMAGES, 1, "deep_lift", samples=2, baselines=0.3).mean().item()
+        sensitivity(MODEL, IMAGES, 1, "deep_lift", disturbed=2, baselines=0.3).mean().item()
     )
     assert (found.kept, found.kept_absolute, found.verdict) == (check.kept, check.kept_absolute, check.verdict)
     assert 0 <= found.infidelity <= 1.5
-    assert found.note().endswith(f"kept {check.kept:.2f}")
+    expected = f"sensitivity {found.sensitivity:.2f}\nkept {check.kept:.2f}\n{check.verdict.partition(':')[0]}"
+    assert found.note().endswith(expected)
+    assert f"infidelity {found.infidelity:.2f}" in found.note()
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_methods_with_samples_of_their_own_are_asked_again_with_them(method: str) -> None:
+    maps = attribute(MODEL, IMAGES, 1, method, **SMALL[method])
+    found = trust(MODEL, IMAGES, 1, method, maps, disturbed=1, stages=1, curve_steps=2, **SMALL[method])
+    assert found.sensitivity > 0
+    assert found.verdict is not None
+
+
+def test_json_gets_no_infinity_and_no_nan() -> None:
+    figures = Trust("saliency", float("inf"), 0.1, 0.2, float("nan"), verdict="passes").as_dict()
+    assert figures["completeness"] is figures["infidelity"] is None
+    assert (figures["deletion"], figures["verdict"]) == (0.1, "passes")
 
 
 def test_a_table_has_a_row_for_each_method() -> None:

@@ -11,6 +11,7 @@ from cifarkit.data import FeatureLoader, ImageDataset, Loader
 from cifarkit.data.mixed import MixedLoader
 from cifarkit.seeding import Draws
 from cifarkit.training import ClassificationTask, ModelCheckpoint, Trainer
+from cifarkit.training.loading import require_batches
 from cifarkit.transforms import Compose, RandomCrop
 
 
@@ -122,6 +123,11 @@ def test_a_copy_moves_on_its_own() -> None:
     twin = loader.copy()
     assert labels_of(twin) == labels_of(loader.copy())
     assert (twin.epoch, loader.epoch, loader.position) == (1, 0, 0)
+
+
+def test_a_loader_of_another_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match="train_loader has rank=1, world_size=2, but this is process 0 of 1"):
+        require_batches("train_loader", mixed(batch_size=4, share=0.5, rank=1, world_size=2))
 
 
 def test_ranks_share_both_kinds() -> None:

@@ -300,6 +300,18 @@ def test_ranks_fill_one_folder(
     assert sum(map(len, parts)) == len(alone)
 
 
+def test_a_rank_leaves_a_damaged_picture_of_another_to_it(tmp_path: Path) -> None:
+    for rank in range(3):
+        export(tmp_path, batch_size=4, rank=rank, world_size=3)
+    whole = contents(tmp_path)
+    (tmp_path / "manifest.jsonl").unlink()
+    (tmp_path / "dog" / "000001.png").write_bytes(bytes(100))  # of rank 1
+    for rank, done in ((0, False), (2, False), (1, True)):
+        export(tmp_path, batch_size=4, rank=rank, world_size=3)
+        assert (tmp_path / "manifest.jsonl").exists() is done
+    assert contents(tmp_path) == whole
+
+
 def test_a_rank_without_images_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank=1 is left without one of the parts of 100 images"):
         export(tmp_path, rank=1, world_size=2)

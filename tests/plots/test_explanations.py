@@ -79,6 +79,7 @@ def test_writes_a_page_that_needs_no_other_file(tmp_path: Path) -> None:
     assert len(sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in page
+    assert '<meta name="viewport"' in page
     assert "&lt;cat&gt; 91 %" in page
     assert "<h1>A &amp; B</h1>" in page
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(sources[0].partition(",")[2]))))

@@ -212,10 +212,10 @@ def test_hooks_fire_in_the_documented_order() -> None:
     assert calls == ["fit_start", *first, *second, "fit_end"]
 
 
-def test_averages_act_first(tmp_path: Path) -> None:
+def test_averages_act_first_and_saving_last(tmp_path: Path) -> None:
     given = [ModelCheckpoint(tmp_path), Recording([]), EarlyStopping("val_acc_ema"), ExponentialMovingAverage(0.5)]
     order = [type(callback).__name__ for callback in fit(*given).callbacks]
-    assert order == ["ExponentialMovingAverage", "ModelCheckpoint", "Recording", "EarlyStopping"]
+    assert order == ["ExponentialMovingAverage", "Recording", "EarlyStopping", "ModelCheckpoint"]
     best = ModelCheckpoint(tmp_path, "val_acc_ema")  # may monitor what an average reported
     fit(best, ExponentialMovingAverage(0.5))
     assert best.best_path.exists()

@@ -17,6 +17,7 @@ from cifarkit.data import ImageDataset, Loader
 from cifarkit.training import (
     ClassificationTask,
     ExponentialMovingAverage,
+    LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
     Trainer,
@@ -77,7 +78,7 @@ def test_plain_pytorch_reads_the_file_and_the_other_way_round(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process of its own, to limit its files")
-@pytest.mark.parametrize("room", [0, 100, 5_000, 40_000])
+@pytest.mark.parametrize("room", [0, 100, 5_000, 4_000_000, 8_000_400])  # in the header, a tensor, behind it
 def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, room: int) -> None:
     resource, path = pytest.importorskip("resource"), tmp_path / "state.pt"
     write_checkpoint(STATE, path)
@@ -85,12 +86,13 @@ def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, room: in
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
-            write_checkpoint(STATE | {"weights": torch.zeros(10_000)}, path)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+            write_checkpoint(STATE | {"weights": torch.zeros(2_000_000)}, path)
         except OSError as error:
             os.write(writer, str(error).encode())
-        os._exit(0)
+        finally:
+            os._exit(0)  # whatever it was: this process must not go on with pytest
     os.close(writer)
     os.waitpid(child, 0)
     with os.fdopen(reader) as pipe:
@@ -254,6 +256,16 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_weights(nn.Linear(1, 1), tmp_path / "last.pt")
 
 
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, 3, device="meta")])
+def test_weights_that_cannot_be_copied_are_named(odd: Tensor, tmp_path: Path) -> None:
+    torch.save({"weight": odd, "bias": torch.zeros(3)}, tmp_path / "odd.pt")
+    model = nn.Linear(3, 3)
+    before = model.bias.clone()
+    with pytest.raises(ValueError, match=r"odd\.pt: 'weight' is a tensor .* it must be a dense tensor"):
+        load_weights(model, tmp_path / "odd.pt")
+    assert torch.equal(model.bias, before)
+
+
 def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     save_weights(TinyNet(), tmp_path / "net.safetensors")
@@ -337,7 +349,7 @@ def test_a_failed_save_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
     write_checkpoint(STATE, tmp_path / "best.pt")
-    with pytest.raises(NotADirectoryError, match=r"best\.pt' is a file; give its folder, "):
+    with pytest.raises(ValueError, match=r"best\.pt' is a file; give its folder, "):
         ModelCheckpoint(tmp_path / "best.pt")
 
 
@@ -375,6 +387,31 @@ def test_resume_finds_the_file_that_is_meant(tmp_path: Path) -> None:
     assert find_checkpoint(str(callback.last_path), []) == callback.last_path
     with pytest.raises(ValueError, match="resume='auto' needs a ModelCheckpoint among the callbacks"):
         find_checkpoint("auto", [])
+
+
+def test_auto_never_passes_over_what_is_there(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path, "val_acc")
+    (tmp_path / "weights.pt").touch()  # no checkpoint of the callback
+    assert find_checkpoint("auto", [callback]) is None
+    for age, name in enumerate(["best.pt", "epoch=003-val_acc=0.9340.pt"]):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    with pytest.warns(UserWarning, match=r"has no last\.pt; the run goes on from epoch=003-val_acc=0\.9340\.pt"):
+        assert find_checkpoint("auto", [callback]) == tmp_path / "epoch=003-val_acc=0.9340.pt"
+    callback.last_path.symlink_to(tmp_path / "unmounted" / "last.pt")
+    with pytest.raises(FileNotFoundError, match=r"last\.pt': there is no checkpoint; the link leads nowhere"):
+        find_checkpoint("auto", [callback])
+
+
+def test_a_save_after_an_update_has_the_state_of_all_callbacks(tmp_path: Path) -> None:
+    loader = Loader(ImageDataset(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2, ("a", "b")), 4)
+    model, monitor = TinyNet(), LearningRateMonitor()
+    callbacks = [ModelCheckpoint(tmp_path, every_n_steps=1), monitor]
+    trainer = Trainer(max_steps=1, callbacks=callbacks, progress=False)
+    trainer.fit(ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1)), loader)
+    saved = {item["name"]: item["state"] for item in load_checkpoint(tmp_path / "last.pt")["callbacks"]}
+    assert saved["LearningRateMonitor"] == monitor.state_dict()
+    assert len(monitor.history) == 1
 
 
 def test_saving_copies_nothing_that_shares_memory_with_training(tmp_path: Path) -> None:

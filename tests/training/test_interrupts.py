@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifarkit.training import Callback, ClassificationTask, ModelCheckpoint, Run, Trainer, load_checkpoint
+from cifarkit.training import Callback, ClassificationTask, ModelCheckpoint, Run, Trainer, interrupts, load_checkpoint
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
 
 
@@ -85,6 +85,20 @@ def test_the_second_signal_acts_at_once() -> None:
             guard.check()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_sigterm_that_is_handed_on_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signal, "raise_signal", lambda number: acted.append(number))
+    acted: list[int] = []
+    with InterruptGuard() as guard:
+        guard.signal_number = signal.SIGTERM  # as heed notes that of another rank
+        for clock[0] in (100.0, 100.9, 101.2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert acted == ([signal.SIGTERM] if clock[0] > 101 else [])
+        with pytest.raises(Interrupted):
+            guard.check()
 
 
 def test_other_threads_have_no_guard() -> None:

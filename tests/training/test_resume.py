@@ -104,7 +104,7 @@ class StopAt(Callback):
 class Snapshots(Callback):
     """Copy last.pt, which an update has just written, under the number of the update."""
 
-    order = 20
+    order = 120
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -370,7 +370,8 @@ def test_a_checkpoint_says_what_made_it(checkpoint: Path) -> None:
 
 def test_other_settings_are_logged(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(resume=checkpoint, epochs=7, gradient_clip_val=0.5)
-    (line,) = [record.getMessage() for record in caplog.records]
+    line, dropped = [record.getMessage() for record in caplog.records]
+    assert dropped == "the checkpoint holds the states of callbacks that this run has not: 'ModelCheckpoint'"
     assert line.startswith("the run goes on with other settings than it was saved with: max_epochs was 1 and is 7")
     assert "gradient_clip_val was None and is 0.5" in line
 
@@ -379,15 +380,25 @@ def test_the_rates_of_the_checkpoint_are_kept_and_logged(checkpoint: Path, caplo
     task = make_task(learning_rate=0.5)
     loader = Loader(pictures(36), 8, transform=jitter, shuffle=True)
     Trainer(max_steps=6, progress=False).fit(task, loader, resume=checkpoint)
-    assert task.optimizers["main"].param_groups[0]["lr"] == 0.02
-    assert "optimizers go on with the settings in the checkpoint: optimizers.main.groups.0.lr is 0.02, not 0.5" in [
-        record.getMessage() for record in caplog.records
-    ]
+    assert task.optimizers["model"].param_groups[0]["lr"] == 0.02
+    kept = "the settings of the checkpoint are kept: optimizers.model.groups.0.lr is 0.02, not 0.5"
+    assert kept in [record.getMessage() for record in caplog.records]
 
 
 def test_equal_settings_are_not_mentioned(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit(resume=checkpoint, epochs=1)
+    fit([ModelCheckpoint(checkpoint.parent)], resume=checkpoint, epochs=1)
     assert not caplog.records
+
+
+def test_settings_that_are_no_settings_are_shown_as_what_they_are(checkpoint: Path, caplog: Any) -> None:
+    state, nested = load_checkpoint(checkpoint), dict[str, Any]()
+    nested["again"] = nested
+    state["config"] |= {"max_epochs": torch.zeros(3), "schedule": "\x1b]0;title\x07", "loader": nested, "task": [1]}
+    torch.save(state, checkpoint.with_name("odd.pt"))
+    fit(resume=checkpoint.with_name("odd.pt"), epochs=1)
+    text = caplog.records[0].getMessage()
+    assert "max_epochs was a Tensor and is 1" in text
+    assert "\x1b" not in text
 
 
 # kill -9.
