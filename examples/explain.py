@@ -1,10 +1,12 @@
-"""Which pixels made the classifier say so? All eight methods side by side, as a picture and as a page.
+"""Which pixels made the classifier say so? All methods side by side, as a picture and as a page.
 
     python examples/explain.py --data cifar10 --root data --model resnet18 --weights runs/<a run>/best.pt
 
 Without --weights a small network first learns the built-in shapes, in about two minutes on two cores. Beside each
 method stand the areas under its deletion curve (small is good) and its insertion curve (large is good). With --trust 3
-all other figures of trust are computed, too, and written to explanations.json; that takes some minutes.
+all other figures of trust are computed, too, and written to explanations.json; that takes some minutes. A model with
+attention (vit, as vision_transformer.py trains it) gets a row more, what reaches the class through all its layers; for
+two methods, deep_lift and grad_cam, it has no rule.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import json
 import torch
 
 from cifarkit import data, models, predict, schedules, seed_everything, training
-from cifarkit.attribution import METHODS, attribute
+from cifarkit.attribution import METHODS, attention_rollout, attribute
 from cifarkit.attribution.trust import table, trust
 from cifarkit.plots.explanations import explanations
 from cifarkit.transforms import Normalize
@@ -24,12 +26,13 @@ flag("--data", default="shapes", help="shapes, cifar10 or a .npz file to train o
 flag("--test", help="a .npz file with the images to choose from; --data has them otherwise")
 flag("--root", default="data", help="where CIFAR-10 lies")
 flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
-flag("--model", default="speednet", choices=["speednet", "resnet18"])
+flag("--model", default="speednet", choices=["speednet", "resnet18", "vit"])
+flag("--attention", default="graph", choices=["graph", "self"], help="of vit")
 flag("--weights", help="of the model: a run's best.pt or last.pt, or a file of save_weights")
 flag("--classes", nargs="+", help="an image of each; cat, airplane and ship by default")
 flag("--index", nargs="+", type=int, help="these images instead, by their place among the test images")
 flag("--ask", help="ask about this class instead of the predicted one")
-flag("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+flag("--methods", nargs="+", choices=METHODS, help="all that the model bears by default")
 flag("--scale", default="row", choices=["row", "all", "panel"], help="what has a colour scale of its own")
 flag("--max-batch", type=int, help="images in one pass; bounds memory")
 flag("--precision", default="fp32", choices=["fp32", "bf16", "auto"])
@@ -57,19 +60,29 @@ def number_of(name: str) -> int:
 seed_everything(0)
 train_set, test_set = load(train=True), load(train=False)
 names, normalize = list(test_set.classes), Normalize(*train_set.mean_std())
+model: torch.nn.Module
 if args.model == "resnet18":
     model = models.resnet18(len(names), weights=args.weights)
+elif args.model == "vit":
+    sizes = {} if args.weights else {"dim": 48, "depth": 3}
+    model = models.VisionTransformer(num_classes=len(names), attention=args.attention, **sizes)
 else:
     model = models.SpeedNet(len(names), widths=(64, 256, 256) if args.weights else (16, 32, 64))
-    if args.weights:
-        training.load_weights(model, args.weights)
+if args.weights and args.model != "resnet18":
+    training.load_weights(model, args.weights)
 if not args.weights:
-    task = training.ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True))
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True)
+    if args.model == "vit":
+        optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     loader = data.Loader(train_set, 128, shuffle=True, transform=normalize)
+    task = training.ClassificationTask(model, optimizer)
     training.Trainer(max_epochs=1 if args.tiny else 8, schedule=schedules.one_cycle()).fit(task, loader)
 
 model.eval()
 indices = args.index
+for index in indices or []:
+    if not 0 <= index < len(test_set):
+        parser.error(f"--index {index}: the test images are numbered from 0 to {len(test_set) - 1}")
 if indices is None:  # of each class the first that is classified rightly, if one is
     wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
     places = [(test_set.labels == number_of(name)).nonzero()[:50, 0] for name in wanted]
@@ -80,7 +93,8 @@ inputs = normalize(images)
 logits = predict(model, inputs)
 targets = torch.full_like(labels, number_of(args.ask)) if args.ask else logits.argmax(1)
 maps, found = {}, {}
-for method in args.methods:
+attention = attention_rollout(model, inputs) if hasattr(model, "attention_maps") else None
+for method in args.methods or [name for name in METHODS if attention is None or name not in ("deep_lift", "grad_cam")]:
     small = {"samples": 5} if args.tiny and method in ("smooth_grad_squared", "gradient_shap") else {}
     request, settings = (model, inputs, targets, method), {"max_batch": args.max_batch, **small}
     maps[method] = attribute(*request, precision=args.precision, **settings)
@@ -91,6 +105,7 @@ notes = {method: figures.note() for method, figures in found.items()}
 content = {"images": indices, "disturbed": args.trust, "figures": [one.as_dict() for one in found.values()]}
 content["tables"] = [{"title": "trust", **table(found.values())}]
 (folder / "explanations.json").write_text(json.dumps(content, indent=1) + "\n")
+caption |= {"targets": targets, "scale": args.scale, "attention": attention, "notes": notes}
 for name in ("explanations.png", "explanations.html"):
-    explanations(images, maps, folder / name, targets=targets, scale=args.scale, notes=notes, **caption)
+    explanations(images, maps, folder / name, **caption)
 print(f"see {folder}")

@@ -7,12 +7,14 @@ from cifarkit.attribution.methods import METHODS, attribute
 from cifarkit.attribution.randomization import RandomizationCheck, randomization_check
 from cifarkit.attribution.ranks import rank_correlation
 from cifarkit.attribution.robustness import infidelity, sensitivity
+from cifarkit.attribution.rollout import attention_rollout, rollout
 
 __all__ = [
     "METHODS",
     "FaithfulnessCurve",
     "Localization",
     "RandomizationCheck",
+    "attention_rollout",
     "attribute",
     "completeness_error",
     "deletion_curve",
@@ -23,6 +25,7 @@ __all__ = [
     "overlay",
     "randomization_check",
     "rank_correlation",
+    "rollout",
     "sensitivity",
     "signed_heatmap",
     "visible_images",

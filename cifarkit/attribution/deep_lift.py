@@ -29,12 +29,18 @@ def deep_lift(question: Question, *, baselines: Any = None, tolerance: float = 0
             if that is more).
         rewrite: False gives the model to Captum as it is.
     Raises:
-        ValueError: if a sum is farther off: the model does something for which DeepLift has no rule.
+        ValueError: if a sum is farther off: the model does something for which DeepLift has no rule; or if its
+            weights are bf16 or fp16.
     Source: Shrikumar et al. 2017, arXiv 1704.02685, the rescale rule; Captum's DeepLift.
     """
     from captum.attr import DeepLift
 
     tolerance = check_number("tolerance", tolerance, 0, above=True)
+    if question.images.dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"deep_lift cannot explain weights of {question.images.dtype}: its quotients of small differences do not "
+            "bear such rounding. Give it copy.deepcopy(model).float()"
+        )
     starts = question.baselines(baselines).contiguous()
     with torch.autocast(starts.device.type, enabled=False):
         network, rewritten = _prepare(question, starts, rewrite)

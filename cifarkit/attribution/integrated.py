@@ -41,7 +41,8 @@ def integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
-    if steps is None and tolerance is None and torch.is_autocast_enabled(question.images.device.type):
+    coarse = question.images.dtype in (torch.bfloat16, torch.float16)
+    if steps is None and tolerance is None and (coarse or torch.is_autocast_enabled(question.images.device.type)):
         steps = _STEPS_BF16
     tolerance = check_number("tolerance", 0.01 if tolerance is None else tolerance, 0, above=True)
     max_steps = check_integer("max_steps", max_steps, _NODES * _FIRST_PARTS)
@@ -105,7 +106,7 @@ class _Lines:
         """
         count, most = len(self.images), self.question.max_batch
         size = self._sizes()
-        result, missed = torch.zeros_like(self.images), torch.zeros_like(size)
+        result, missed = self.question.zeros(), torch.zeros_like(size)
         begun = min(count, max(1, most // _FIRST_PARTS))
         parts = self._begin(0, begun)
         while len(parts):
@@ -114,7 +115,7 @@ class _Lines:
             pending = (errors > tolerance * size) & ~full
             missed += errors.masked_fill(pending, 0)
             done = ~pending[parts.owners]
-            result.index_add_(0, parts.owners[done], parts.maps[done])
+            result.index_add_(0, parts.owners[done], parts.maps[done].to(result))
             parts = parts.chosen(~done)
             if len(parts):
                 split = _worst_parts(parts, most - len(parts))
@@ -123,7 +124,7 @@ class _Lines:
             if fresh > 0:
                 parts = parts.joined(self._begin(begun, begun + fresh))
                 begun += fresh
-        _warn_of_errors(missed / size, tolerance, max_steps)
+        _warn_of_errors(missed / size, result.flatten(1).any(1), tolerance, max_steps)
         return result
 
     def _sizes(self) -> Tensor:
@@ -175,12 +176,20 @@ def _worst_parts(parts: _Parts, room: int) -> Tensor:
     return marked
 
 
-def _warn_of_errors(errors: Tensor, tolerance: float, max_steps: int) -> None:
-    wrong = errors > tolerance
+def _warn_of_errors(errors: Tensor, moves: Tensor, tolerance: float, max_steps: int) -> None:
+    """Warn of errors (B,) of sums that steps could mend: where no attribution is other than 0 (B,) they cannot."""
+    wrong = (errors > tolerance) & moves
     if wrong.any():
         warnings.warn(
             f"the sum of {int(wrong.sum())} of {len(errors)} maps of integrated gradients is still up to "
-            f"{100 * float(errors.max()):.2g} % off at max_steps={max_steps}, above tolerance={tolerance:g}; raise "
-            "max_steps",
+            f"{100 * float(errors[wrong].max()):.2g} % off at max_steps={max_steps}, above tolerance={tolerance:g}; "
+            "raise max_steps, or use 'occlusion' if the model rounds or has thresholds, which no number of steps mends",
+            stacklevel=5,
+        )
+    still = (errors > tolerance) & ~moves
+    if still.any() and moves.any():  # attribute warns where all are 0
+        warnings.warn(
+            f"{int(still.sum())} of {len(errors)} maps of integrated gradients are 0 although the logit changes: the "
+            "gradient is 0 all along the way (rounding or thresholds in the model?); use 'occlusion'",
             stacklevel=5,
         )

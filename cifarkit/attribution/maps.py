@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,8 @@ def overlay(
 ) -> Tensor:
     """Lay attributions over grey images: red speaks for the class, blue against it; (B, 3, H, W) float32 in [0, 1].
 
+    Of maps without sign, as of saliency and smooth_grad_squared, red says how much only.
+
     Args:
         images: (B, 1 or 3, H, W), uint8 or float, by the rules above.
         attributions, scale, outliers: of :func:`signed_heatmap`.
@@ -108,7 +111,8 @@ def visible_images(
 
     Raises:
         TypeError: if images are no uint8 or float tensor.
-        ValueError: if the shape is wrong, a value is not finite, or mean and std do not come together or do not fit.
+        ValueError: if the shape is wrong, a value is not finite, std is not above 0, or mean and std do not come
+            together or do not fit.
     """
     if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -123,7 +127,7 @@ def visible_images(
     elif not values.isfinite().all():
         raise ValueError("images hold NaN or infinite values")
     if mean is not None:
-        shift, factor = (_per_channel(name, numbers, values) for name, numbers in (("mean", mean), ("std", std)))
+        shift, factor = _per_channel("mean", mean, values), _per_channel("std", std, values, 0)
         values = values * factor + shift
     lowest, highest = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
     outside = (lowest < -_OVERSHOOT) | (highest > 1 + _OVERSHOOT)
@@ -133,8 +137,8 @@ def visible_images(
     return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def _per_channel(name: str, numbers: Any, images: Tensor) -> Tensor:
-    checked = check_numbers(name, numbers)
+def _per_channel(name: str, numbers: Any, images: Tensor, low: float = -math.inf) -> Tensor:
+    checked = check_numbers(name, numbers, low, above=True)
     if len(checked) not in (1, images.shape[1]):
         raise ValueError(f"{name} has {len(checked)} values and images has {images.shape[1]} channels; give one each")
     return images.new_tensor(checked)[:, None, None]

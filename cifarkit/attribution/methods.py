@@ -31,8 +31,9 @@ from cifarkit.attribution.gradients import input_x_gradient, saliency
 from cifarkit.attribution.integrated import integrated_gradients
 from cifarkit.attribution.noisy import gradient_shap, smooth_grad_squared
 from cifarkit.attribution.occlusion import occlusion
-from cifarkit.attribution.question import Question, ask, explain_missing_gradient, has_gradient
-from cifarkit.attribution.scoring import check_max_batch
+from cifarkit.attribution.question import Question, ask, explain_missing_gradient, has_gradient, random_states_kept
+from cifarkit.attribution.scoring import check_max_batch, check_model
+from cifarkit.checks import check_integer
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 from cifarkit.memory import keep_freed_memory
 
@@ -48,20 +49,36 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 }
 METHODS = tuple(_FUNCTIONS)
 _MANY_PASSES = {"integrated_gradients": 16, "smooth_grad_squared": 200, "gradient_shap": 50}  # an image, at the least
-_CAPTUM_NAMES = {
-    "n_steps": "steps",
-    "n_samples": "samples",
-    "nt_samples": "samples",
-    "stdevs": "stdev",
-    "baseline": "baselines",
-    "sliding_window_shapes": "window",
-    "strides": "stride",
-    "abs": "absolute",
-    "relu_attributions": "relu",
-    "interpolate_mode": "interpolation",
-    "internal_batch_size": "max_batch",
-    "nt_samples_batch_size": "max_batch",
-    "perturbations_per_eval": "max_batch",
+_OTHER_NAMES = {  # of methods, as Captum, papers and habit have them
+    "ig": "integrated_gradients",
+    "intgrad": "integrated_gradients",
+    "gradient": "saliency",
+    "vanilla_gradient": "saliency",
+    "noise_tunnel": "smooth_grad_squared",
+    "noisetunnel": "smooth_grad_squared",
+    "smoothgrad_sq": "smooth_grad_squared",
+    "shap": "gradient_shap",
+    "expected_gradients": "gradient_shap",
+    "sliding_window": "occlusion",
+    "cam": "grad_cam",
+}
+_OTHER_OPTIONS = {  # by their names in Captum and elsewhere: what may be meant, the first that the method has
+    "n_steps": ("steps", "samples"),
+    "steps": ("samples",),
+    "n_samples": ("samples", "steps"),
+    "nt_samples": ("samples", "steps"),
+    "samples": ("steps",),
+    "stdevs": ("stdev",),
+    "baseline": ("baselines",),
+    "sliding_window_shapes": ("window",),
+    "strides": ("stride",),
+    "abs": ("absolute",),
+    "relu_attributions": ("relu",),
+    "interpolate_mode": ("interpolation",),
+    "batch_size": ("max_batch",),
+    "internal_batch_size": ("max_batch",),
+    "nt_samples_batch_size": ("max_batch",),
+    "perturbations_per_eval": ("max_batch",),
 }
 
 
@@ -83,28 +100,28 @@ def attribute(
         images: (B, C, H, W) float, transformed (normalised) as in training.
         targets: a class for all images, int64 (B,), or None for the predicted classes.
         method: one of METHODS; options are its own, see the functions named at the top of this module.
-        max_batch: the most images in one pass, which bounds memory; None is 128. It changes no result beyond rounding,
-            except what ``gradient_shap`` draws from several baselines, and noise on a GPU.
+        max_batch: the most images in one pass, which bounds memory; None is 128. It changes no result beyond rounding.
         precision: "fp32"; "bf16" is faster where the processor has it; "auto" is bf16 there.
-        seed: of the noise; the global random states are left alone.
+        seed: of the noise, and of what a model draws that is random in evaluation mode, which is warned about; the
+            global random states are left alone.
     Returns:
         (B, C, H, W), on the device of the images, without a gradient.
     Raises:
         TypeError, ValueError: if an argument or option does not fit, or the method cannot explain this model.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps images to logits")
+    check_model(model)
     function = _find_method(method)
     _check_options(method, function, options)
     if any(part.training for part in model.modules()):
         message = "the model is in training mode; it is explained in evaluation mode. Call model.eval() before"
         warnings.warn(message, stacklevel=2)
-    size, device = check_max_batch(max_batch), device_of(model)
+    size, seed, device = check_max_batch(max_batch), check_integer("seed", seed), device_of(model)
     if device.type == "cpu":
         keep_freed_memory()
     with (
         torch.inference_mode(False),
         evaluation_mode(model),
+        random_states_kept(),
         torch.autocast(device.type, enabled=False),  # one the caller has open
         inference_autocast(precision, device),
         _without_captum_warnings(),
@@ -146,24 +163,23 @@ def _find_method(method: Any) -> Callable[..., Tensor]:
     if not isinstance(method, str):
         raise TypeError(f"method={method!r} is a {type(method).__name__}; give one of {', '.join(METHODS)}")
     if method not in _FUNCTIONS:
-        near = difflib.get_close_matches(method.lower().replace("-", "_").replace(" ", "_"), METHODS, 1, 0.5)
+        plain = method.lower().replace("-", "_").replace(" ", "_")
+        near = [_OTHER_NAMES[plain]] if plain in _OTHER_NAMES else difflib.get_close_matches(plain, METHODS, 1, 0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"method={method!r} is unknown; {hint}There are {', '.join(METHODS)}")
     return _FUNCTIONS[method]
 
 
 def _check_options(method: str, function: Callable[..., Tensor], options: dict[str, Any]) -> None:
-    valid = list(inspect.signature(function).parameters)[1:]  # the first is the question
+    own = list(inspect.signature(function).parameters)[1:]  # the first is the question
+    every = [*own, "max_batch", "precision", "seed"]
     for name in options:
-        if name in valid:
+        if name in own:
             continue
-        translated = _CAPTUM_NAMES.get(name)
-        if translated in (*valid, "max_batch"):
-            near = [translated]
-        else:
-            near = difflib.get_close_matches(name, [*valid, "max_batch", "precision", "seed"], 1, 0.6)
+        near = [meant for meant in _OTHER_OPTIONS.get(name, ()) if meant in every]
+        near = near or difflib.get_close_matches(name, every, 1, 0.6)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{method} has no option {name!r}; {hint}It has {', '.join(valid) or 'none'}")
+        raise ValueError(f"{method} has no option {name!r}; {hint}It has {', '.join(own) or 'none'}")
 
 
 @contextmanager

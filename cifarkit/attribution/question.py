@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cifarkit.attribution.scoring import baseline_images, check_class_numbers, check_images
-from cifarkit.checks import check_integer
+from cifarkit.attribution.ranges import check_range
+from cifarkit.attribution.scoring import baseline_images, check_class_numbers, check_images, first_logits
 from cifarkit.inference import device_of, frozen_copy
 from cifarkit.seeding import RngState
 
 _SMALL = 0.01  # share of the largest logit; a smaller change of the class's logit counts as this much
-_BRIGHTEST = 30  # no normalised image has values as large without any below 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class Question:
         """Return the images that stand for "nothing to see" (B, C, H, W): zero for None, or see baseline_images."""
         return baseline_images(0.0 if value is None else value, self.images, "baselines")
 
+    def zeros(self) -> Tensor:
+        """Return where maps are added up (B, C, H, W), at least float32, so that sums of a bf16 model keep digits."""
+        return torch.zeros_like(self.images, dtype=torch.promote_types(self.images.dtype, torch.float32))
+
     def batches(self, size: int, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Cut images, targets and others into pieces of so many images, at least one."""
         pieces = (torch.split(tensor, max(1, size)) for tensor in (self.images, self.targets, *others))
@@ -91,16 +96,16 @@ def ask(model: nn.Module, images: Any, targets: Any, max_batch: int, seed: int) 
         ValueError: if images do not fit the model, are raw pixels, or a target is no class of it.
     """
     given = check_images(images)
-    _refuse_raw_pixels(given)
+    check_range(given)
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), given.dtype)
     given = given.to(device_of(model), dtype).clone()  # a tensor of inference mode can take no gradient, its clone can
     with torch.no_grad():
-        count = _count_classes(model, given[:1])
+        count = _count_classes(model, given[:1], seed)
         if targets is None:
             classes = torch.cat([compute_logits(model, part).argmax(1) for part in torch.split(given, max_batch)])
         else:
             classes = check_class_numbers(targets, len(given), count)
-    return Question(model, model, given, classes.to(given.device), max_batch, check_integer("seed", seed))
+    return Question(model, model, given, classes.to(given.device), max_batch, seed)
 
 
 def compute_logits(network: Callable[[Any], Tensor], images: Any) -> Tensor:
@@ -111,14 +116,18 @@ def compute_logits(network: Callable[[Any], Tensor], images: Any) -> Tensor:
 
 def explain_missing_gradient(question: Question) -> None:
     """Raise ValueError if the logits do not depend on the images in a way that autograd can follow."""
-    image = question.images[:1].clone().requires_grad_()
-    with torch.enable_grad():
-        logits = compute_logits(question.model, image)
-    found = logits.requires_grad and torch.autograd.grad(logits.sum(), image, allow_unused=True)[0] is not None
+    image, said = question.images[:1].clone().requires_grad_(), None
+    try:
+        with torch.enable_grad():
+            logits = compute_logits(question.model, image)
+        found = logits.requires_grad and torch.autograd.grad(logits.sum(), image, allow_unused=True)[0] is not None
+    except RuntimeError as error:  # which the pass without gradients did not raise: numpy() of a tensor, for one
+        found, said = False, error
     if not found:
         raise ValueError(
             "the model is not differentiable: no gradient leads from its logits back to the images. Look for detach(), "
             "torch.no_grad, argmax, rounding or NumPy in its forward pass, or use 'occlusion', which needs no gradient"
+            + ("" if said is None else f". It says: {said}")
         )
 
 
@@ -131,43 +140,50 @@ def has_gradient(question: Question) -> bool:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw Captum's noise from a seed, and put the global random states back, also after an error."""
+def random_states_kept() -> Iterator[None]:
+    """Put the global random states back, also after an error."""
     before = RngState.capture()
     try:
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
         yield
     finally:
         before.restore()
 
 
-def _refuse_raw_pixels(images: Tensor) -> None:
-    lowest, highest = (float(value) for value in images.aminmax())
-    whole = 1.5 < highest <= 255 and bool((images == images.round()).all())
-    if lowest >= 0 and (whole or highest > _BRIGHTEST):
-        what = "whole numbers" if whole else "values"
-        raise ValueError(
-            f"images hold {what} from {lowest:g} to {highest:g}, as pixels do before they are prepared; divide "
-            "them by 255 and normalise them as in training"
-        )
-
-
-def _count_classes(model: nn.Module, image: Tensor) -> int:
-    """Return K by one forward pass, or say what does not fit."""
-    try:
-        given = image.clone()
-        logits = compute_logits(model, given)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(image.shape[1:])
-        message = f"the model fails on images of shape (C, H, W) = {shape}; give them as in training. It says: {error}"
-        raise ValueError(message) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must map images (B, C, H, W) to logits (B, K); for one image it returned {got}")
+def _count_classes(model: nn.Module, image: Tensor, seed: int) -> int:
+    """Return K by one forward pass, or say what does not fit; what a random model draws from then on is seeded."""
+    given, before = image.clone(), RngState.capture()
+    logits = first_logits(model, given)
     if not torch.equal(given, image):
         raise ValueError(
             "the model changes its images in place, so every pass would see others; let its forward pass make new "
             "ones, as in images = images - mean instead of images.sub_(mean)"
         )
+    if _has_drawn(before):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed % 2**64)
+        _warn_if_random(logits, first_logits(model, given))
     return logits.shape[1]
+
+
+def _has_drawn(before: RngState) -> bool:
+    """Tell whether a global random state has moved on, which costs less than a second pass of every model."""
+    now = RngState.capture()
+    moved = [
+        now.python != before.python,
+        any(not np.array_equal(one, other) for one, other in zip(now.numpy, before.numpy, strict=True)),
+        not torch.equal(now.torch_cpu, before.torch_cpu),
+        any(not torch.equal(one, other) for one, other in zip(now.torch_cuda, before.torch_cuda, strict=True)),
+    ]
+    return any(moved)
+
+
+def _warn_if_random(logits: Tensor, again: Tensor) -> None:
+    if not torch.equal(logits, again):
+        change = float((logits.double() - again.double()).abs().max())
+        warnings.warn(
+            f"the model is random in evaluation mode: between two passes of one image a logit changed by {change:.2g}. "
+            "Its maps hold that noise, which seed= repeats. Look for F.dropout without training=self.training, or "
+            "torch.rand and the like in its forward pass",
+            stacklevel=5,
+        )

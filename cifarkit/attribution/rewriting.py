@@ -76,16 +76,21 @@ def separate_nonlinearities(model: nn.Module) -> nn.Module | None:
         traced = fx.symbolic_trace(copy.deepcopy(model).eval())
     except Exception:  # whatever a forward pass may raise when it is given proxies
         return None
-    modules = dict(traced.named_modules())
+    modules, with_captums_rule = dict(traced.named_modules()), set()
     for number, node in enumerate(list(traced.graph.nodes)):
         rule = _module_rule(modules[str(node.target)]) if node.op == "call_module" else _function_rule(node)
         if rule is None:
             continue
         name = f"nonlinearity_{number}"
         traced.add_module(name, rule)
+        if isinstance(rule, MaxPool):
+            rule.ties_to_image = _operand(node) in with_captums_rule
         with traced.graph.inserting_before(node):
             operand = traced.graph.call_function(_own_tensor, (_operand(node),))
-            node.replace_all_uses_with(traced.graph.call_module(name, (operand,)))
+            call = traced.graph.call_module(name, (operand,))
+        node.replace_all_uses_with(call)
+        if isinstance(rule, (*_CAPTUM_RULES, MaxPool)):
+            with_captums_rule.add(call)
         traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
     traced.recompile()

@@ -37,18 +37,24 @@ class Rescale(nn.Module):
 class MaxPool(nn.Module):
     """Take maxima over windows; the rule for maxima in backward, which also holds where windows overlap.
 
-    Captum's keeps one of the windows that share a maximum, and spoils the rule of an activation next to the pool.
+    Captum's keeps one of the windows that share a maximum. Behind an activation it is passed over, and the gradient
+    goes to the pixel that holds the maximum of the image. Where several hold that of the baseline, as on a plain one,
+    any of them makes the sums right; ``ties_to_image`` picks the image's, if it is among them, and on a plain baseline
+    the maps are Captum's.
 
+    Args:
+        pool: returns the maxima and where they stood.
+        ties_to_image: False picks the first.
     Source: Shrikumar et al. 2017, and the code of DeepExplain and SHAP, which split the change of a maximum between
         the pixel that holds it in the image and the one that holds it in the baseline.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, ties_to_image: bool = False) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.ties_to_image = pool, ties_to_image
 
     def forward(self, values: Tensor) -> Tensor:
-        outputs: Tensor = _MaxPool.apply(values, self.pool)
+        outputs: Tensor = _MaxPool.apply(values, self.pool, self.ties_to_image)
         return outputs
 
 
@@ -74,13 +80,17 @@ class _Rescale(torch.autograd.Function):
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, pool: Pool) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor, pool: Pool, ties_to_image: bool) -> Tensor:
         outputs, places = pool(values)
+        if ties_to_image:
+            (at_image, at_start), start, bottom = places.chunk(2), values.chunk(2)[1], outputs.chunk(2)[1]
+            tied = start.flatten(2).gather(2, at_image.flatten(2)).view_as(bottom) == bottom
+            places = torch.cat([at_image, torch.where(tied, at_image, at_start)])
         ctx.save_for_backward(values, outputs, places)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         values, outputs, places = ctx.saved_tensors
         (image, start), (top, bottom) = values.chunk(2), outputs.chunk(2)
         higher = torch.maximum(top, bottom)
@@ -94,4 +104,4 @@ class _MaxPool(torch.autograd.Function):
         still = change == 0
         shares = sum(spread(given).chunk(2)) / change.masked_fill(still, 1)
         still, shares = torch.cat([still, still]), torch.cat([shares, shares])
-        return torch.where(still, spread(gradient), shares), None
+        return torch.where(still, spread(gradient), shares), None, None

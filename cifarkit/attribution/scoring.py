@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,45 @@ def check_targets(model: nn.Module, images: Tensor, targets: Any, max_batch: int
     """Return the class asked about for each image, int64 (B,) on the CPU: targets, or the predicted class for None.
 
     Raises:
-        TypeError: if targets are no integers.
-        ValueError: if their number is wrong, or the model has no such class.
+        TypeError: if targets are no integers, or the model is no module.
+        ValueError: if their number is wrong, the model has no such class, or it gives no logits.
     """
-    asked = images if targets is None else images[:1]  # one tells the number of classes
-    logits = predict(model, asked, batch_size=max_batch, precision="fp32")
-    if logits.dim() != 2:
-        raise ValueError(f"the model must return logits (B, K); it returned shape {tuple(logits.shape)}")
-    return logits.argmax(1) if targets is None else check_class_numbers(targets, len(images), logits.shape[1])
+    check_model(model)
+    with evaluation_mode(model), torch.no_grad():  # not by predict, which takes for granted what is checked here
+        count = first_logits(model, images[:1].to(device_of(model))).shape[1]
+    if targets is not None:
+        return check_class_numbers(targets, len(images), count)
+    return predict(model, images, batch_size=max_batch, precision="fp32").argmax(1)
+
+
+def check_model(model: Any) -> None:
+    """Refuse with a TypeError what is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps images to logits")
+
+
+def first_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Return logits (1, K) of one image (1, C, H, W), or say what does not fit.
+
+    Raises:
+        ValueError: if the model fails, or returns anything else.
+    """
+    try:
+        logits = model(image)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(image.shape[1:])
+        message = f"the model fails on images of shape (C, H, W) = {shape}; give them as in training. It says: {error}"
+        raise ValueError(message) from error
+    if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1:
+        return logits
+    if isinstance(logits, Tensor):
+        got = str(tuple(logits.shape))
+    else:
+        first = f"[{next(iter(logits), '')!r}]" if isinstance(logits, Mapping) else "[0]"
+        got = (
+            f"a {type(logits).__name__}; wrap it in a module whose forward returns the logits alone, as outputs{first}"
+        )
+    raise ValueError(f"the model must map images (B, C, H, W) to logits (B, K); for one image it returned {got}")
 
 
 def check_class_numbers(targets: Any, count: int, num_classes: int) -> Tensor:

@@ -2,8 +2,9 @@
 
     python -m cifarkit explain runs/<its folder> --method integrated_gradients
 
-Test images stand over their explanations, red for what speaks for the predicted class and blue against it. The picture
-goes into the run folder, and into its report.
+Test images stand over their explanations, red for what speaks for the predicted class and blue against it; of saliency
+and smooth_grad_squared, which have no sign, red says how much only. The picture goes into the run folder, and into its
+report.
 """
 
 from __future__ import annotations

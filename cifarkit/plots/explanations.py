@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from cifarkit.checks import check_numbers
 from cifarkit.files import write_atomically
-from cifarkit.plots.figure import BLUE, DPI, VERMILION, FilePath, Range, class_indices, finish, new_figure
+from cifarkit.plots.captions import captions_of
+from cifarkit.plots.figure import BLUE, DPI, GREEN, VERMILION, FilePath, Range, finish, new_figure
 from cifarkit.plots.images import to_pixels
 
 if TYPE_CHECKING:
@@ -29,23 +31,25 @@ Pixels = NDArray[np.uint8]
 
 _PANEL_PIXELS, _GAP, _BAR, _BAR_TEXT = 160, 10, 16, 110  # of a picture, between two, of a colour bar, of its numbers
 _TEXT_POINTS, _LINE, _CHARACTER = 7.5, 27, 12  # size of the text; height of a line and width of a letter in pixels
-_SHORT = 9  # letters of a name that leave room for its probability beside it
+_ATTENTION = "attention_rollout"
 _OUTLIERS = 0.01  # share of the pixels that may lie beyond the end of a scale
+_WITHOUT_SIGN = ("saliency", "smooth_grad_squared")
 _NOTE = "Red speaks for the class, blue against it, white is zero; channels added up. "
 _SCALES = {
-    "row": "One scale for each row, so the images of a method can be compared.",
-    "all": "One scale for all rows.",
-    "panel": "Each panel has its own scale: compare shapes, not colours.",
+    "row": "One scale for each row, so the images of a method can be compared",
+    "all": "One scale for all rows",
+    "panel": "Each panel has its own scale: compare shapes, not colours",
 }
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One method: its name and notes, a picture (H, W, 3) for each image, and the value of the strongest colour."""
+    """One method: its lines of text, a picture (H, W, 3) for each image, the value of the strongest colour, colours."""
 
     lines: list[str]
     tiles: Pixels
     limit: float | None
+    colours: tuple[str, str | None]  # above and below 0; None if nothing can be below
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def explanations(
     std: float | Sequence[float] | None = None,
     value_range: Range = None,
     over_image: bool = False,
+    attention: Tensor | None = None,
     notes: Mapping[str, str] | None = None,
     title: str = "",
 ) -> Figure:
@@ -87,16 +92,20 @@ def explanations(
             probability, (the true one), and the one asked about where that is another.
         scale: does a "row" have a colour scale, "all" rows together, or each "panel" its own.
         over_image: lay the colours over the grey image instead of over white.
-        notes: name of a method -> lines written beside its row.
+        attention: (B, H, W) or (B, 1, H, W), at least 0, as ``attention_rollout(model, images)`` returns, for a last
+            row in green, with a scale that other rows do not share.
+        notes: name of a method, or "attention_rollout" -> lines written beside its row.
     Raises:
         TypeError, ValueError: if an argument does not fit.
     """
     shown = _undo_normalisation(images, mean, std)
     pictures = to_pixels(shown, (0, 1) if mean is not None else value_range)
-    maps = _check_maps(attributions, pictures)
-    captions = _captions(len(pictures), classes, logits, labels, targets)
-    rows = _rows(maps, pictures, scale, over_image, notes or {})
-    sheet = _Sheet(pictures, captions, rows, title, _NOTE + _SCALES[scale])
+    maps, looks = _check_maps(attributions, pictures), _check_attention(attention, pictures)
+    captions = captions_of(len(pictures), classes, logits, labels, targets)
+    _check_words(scale, notes or {}, [*maps, *looks])
+    rows = _rows(maps, pictures, scale, over_image, notes or {}, (VERMILION, BLUE))
+    rows += _rows(looks, pictures, "row" if scale == "all" else scale, over_image, notes or {}, (GREEN, None))
+    sheet = _Sheet(pictures, captions, rows, title, _note(maps, looks, scale))
     if path is not None and Path(path).suffix.lower() == ".html":
         write_atomically(_page(sheet).encode(), path)
         path = None
@@ -140,48 +149,42 @@ def _check_maps(attributions: Mapping[str, Tensor], pictures: Pixels) -> dict[st
     return maps
 
 
-def _captions(
-    count: int, classes: Sequence[str] | None, logits: Tensor | None, labels: Any, targets: Any
-) -> list[list[str]]:
-    """Return the lines under each image."""
-    if logits is not None and (logits.dim() != 2 or len(logits) != count or not logits.isfinite().all()):
-        raise ValueError(f"logits has shape {tuple(logits.shape)}; give ({count}, K), one finite row for each image")
-    most = len(classes) if classes is not None else (logits.shape[1] if logits is not None else 2**31)
-    if logits is not None and logits.shape[1] != most:
-        raise ValueError(f"classes has {most} names but logits has {logits.shape[1]} columns; give one for each")
-    chosen = {}
-    for name, values in (("labels", labels), ("targets", targets)):
-        if values is not None:
-            chosen[name] = class_indices(values, name, most).tolist()
-            if len(chosen[name]) != count:
-                raise ValueError(f"{name} has {len(chosen[name])} entries; give one for each of {count} images")
+def _check_attention(attention: Tensor | None, pictures: Pixels) -> dict[str, NDArray[np.float64]]:
+    if attention is None:
+        return {}
+    looks = _check_maps({_ATTENTION: attention}, pictures)
+    if looks[_ATTENTION].min() < 0:
+        raise ValueError("attention holds negative values; give what attention_rollout(model, images) returns")
+    return looks
 
-    def called(index: int) -> str:
-        return str(classes[index]) if classes is not None else f"class {index}"
 
-    captions: list[list[str]] = [[] for _ in range(count)]
-    best = None if logits is None else logits.detach().cpu().double().softmax(1).max(1)
-    for index, lines in enumerate(captions):
-        guess = None if best is None else int(best.indices[index])
-        if best is not None and guess is not None:
-            share = f"{100 * float(best.values[index]):.0f} %"
-            lines += [f"{called(guess)} {share}"] if len(called(guess)) <= _SHORT else [called(guess), share]
-        if "targets" in chosen and chosen["targets"][index] != guess:
-            lines.append(f"why {called(chosen['targets'][index])}?")
-        if "labels" in chosen:
-            lines.append(f"({called(chosen['labels'][index])})")
-    return captions
+def _check_words(scale: str, notes: Mapping[str, str], names: list[str]) -> None:
+    if scale not in _SCALES:
+        raise ValueError(f"scale={scale!r} is unknown; use 'row', 'all' or 'panel'")
+    unknown = sorted(set(notes) - set(names))
+    if unknown:
+        raise ValueError(f"notes names {unknown[0]!r}, which is not among the rows: {', '.join(names)}")
+
+
+def _note(maps: dict[str, NDArray[np.float64]], looks: dict[str, NDArray[np.float64]], scale: str) -> str:
+    """Say what colours mean; not all methods tell for from against."""
+    plain = [name.replace("_", " ") for name in _WITHOUT_SIGN if name in maps and maps[name].min() >= 0]
+    verb = "have" if len(plain) > 1 else "has"
+    without = f"{' and '.join(plain)} {verb} no sign: red there says how much, not for or against. " if plain else ""
+    green = "Green: the share of attention that a cell gets, whatever the class. " if looks else ""
+    own = " but the green one." if looks and scale == "all" else "."
+    return _NOTE + without[:1].upper() + without[1:] + green + _SCALES[scale] + own
 
 
 def _rows(
-    maps: dict[str, NDArray[np.float64]], pictures: Pixels, scale: str, over_image: bool, notes: Mapping[str, str]
+    maps: dict[str, NDArray[np.float64]],
+    pictures: Pixels,
+    scale: str,
+    over_image: bool,
+    notes: Mapping[str, str],
+    colours: tuple[str, str | None],
 ) -> list[_Row]:
-    if scale not in _SCALES:
-        raise ValueError(f"scale={scale!r} is unknown; use 'row', 'all' or 'panel'")
-    unknown = sorted(set(notes) - set(maps))
-    if unknown:
-        raise ValueError(f"notes names {unknown[0]!r}, which is not among the attributions: {', '.join(maps)}")
-    everything = _largest(np.stack(list(maps.values())))
+    everything = _largest(np.stack(list(maps.values()))) if maps else 0.0
     rows = []
     for name, values in maps.items():
         limits = {"row": _largest(values), "all": everything, "panel": None}
@@ -189,7 +192,7 @@ def _rows(
         ends = [_largest(one) if limit is None else limit for one in values]
         signed = np.stack([np.clip(one / (end or 1), -1, 1) for one, end in zip(values, ends, strict=True)])
         lines = [name.replace("_", " "), *notes.get(name, "").splitlines()]
-        rows.append(_Row(lines, _coloured(signed, pictures if over_image else None), limit))
+        rows.append(_Row(lines, _coloured(signed, pictures if over_image else None, colours), limit, colours))
     return rows
 
 
@@ -199,12 +202,12 @@ def _largest(values: NDArray[np.float64]) -> float:
     return float(np.quantile(sizes, 1 - _OUTLIERS)) or float(sizes.max())
 
 
-def _coloured(signed: NDArray[np.float64], pictures: Pixels | None) -> Pixels:
+def _coloured(signed: NDArray[np.float64], pictures: Pixels | None, colours: tuple[str, str | None]) -> Pixels:
     """Turn values in [-1, 1] into colours over white or over grey pictures: (..., H, W) -> (..., H, W, 3)."""
-    red, blue = ([int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in (VERMILION, BLUE))
+    above, below = ([int((colour or "#FFFFFF")[place : place + 2], 16) for place in (1, 3, 5)] for colour in colours)
     strength = np.abs(signed)[..., None]
     ground: Any = 255.0 if pictures is None else (pictures @ [0.299, 0.587, 0.114])[..., None]  # ITU-R BT.601
-    coloured = (1 - strength) * ground + strength * np.where(signed[..., None] > 0, red, blue)
+    coloured = (1 - strength) * ground + strength * np.where(signed[..., None] > 0, above, below)
     result: Pixels = np.rint(coloured).astype(np.uint8)
     return result
 
@@ -217,7 +220,7 @@ def _draw(sheet: _Sheet) -> Figure:
     head = _GAP + (_LINE + 6 if sheet.title else 0) + _LINE * max(map(len, sheet.captions))
     lefts = [margin + _GAP + index * (width + _GAP) for index in range(len(sheet.pictures) + 1)]
     across = max(lefts[-1] + _BAR + _BAR_TEXT, 40 * _CHARACTER)
-    text = _wrapped(sheet.note, across // _CHARACTER)
+    text = textwrap.wrap(sheet.note, max(across // _CHARACTER, 20))
     step = max([height, *(_LINE * len(row.lines) for row in sheet.rows)]) + _GAP  # room for long notes
     tops = [head + index * step for index in range(len(sheet.rows) + 2)]
     canvas = np.full((tops[-1] + _LINE * len(text) + _GAP, across, 3), 255, np.uint8)
@@ -231,12 +234,14 @@ def _draw(sheet: _Sheet) -> Figure:
     for top, row in zip(tops[1:], sheet.rows, strict=False):
         axes.text(_GAP, top + height / 2, "\n".join(row.lines), fontsize=_TEXT_POINTS, va="center", linespacing=1.15)
         if row.limit is not None:
-            bar = _coloured(np.linspace(1, -1, height), None)
+            lowest = -1 if row.colours[1] else 0
+            bar = _coloured(np.linspace(1, lowest, height), None, row.colours)
             canvas[top : top + height, lefts[-1] : lefts[-1] + _BAR] = bar[:, None]
-            _label_bar(axes, lefts[-1] + _BAR + 5, top, height, row.limit)
+            _label_bar(axes, lefts[-1] + _BAR + 5, top, height, (lowest * row.limit, row.limit))
+    most = max(4, width // _CHARACTER + 3)
     for left, lines in zip(lefts, sheet.captions, strict=False):
-        cut = [line[: max(4, width // _CHARACTER + 2)] for line in lines]
-        axes.text(left, head - 6, "\n".join(cut), fontsize=_TEXT_POINTS, linespacing=1.15)
+        cut = "\n".join(_cut(line, most) for line in lines)
+        axes.text(left, head - 6, cut, fontsize=_TEXT_POINTS, linespacing=1.15)
     axes.text(_GAP, _GAP, sheet.title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top")
     axes.text(_GAP, len(canvas) - 6, "\n".join(text), fontsize=_TEXT_POINTS, linespacing=1.15)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
@@ -244,14 +249,14 @@ def _draw(sheet: _Sheet) -> Figure:
     return figure
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
+def _cut(line: str, most: int) -> str:
+    """Shorten a caption to so many characters; one in brackets keeps the closing one."""
+    return line if len(line) <= most else line[: most - 1] + (")" if line.endswith(")") else "…")
 
-    return textwrap.wrap(text, max(width, 20))
 
-
-def _label_bar(axes: Axes, left: int, top: int, height: int, limit: float) -> None:
-    for share, align, value in ((0.0, "top", limit), (0.5, "center", 0.0), (1.0, "bottom", -limit)):
+def _label_bar(axes: Axes, left: int, top: int, height: int, ends: tuple[float, float]) -> None:
+    low, high = ends
+    for share, align, value in ((0.0, "top", high), (0.5, "center", (low + high) / 2), (1.0, "bottom", low)):
         axes.text(left, top + share * height, f"{value:.2g}", fontsize=_TEXT_POINTS, va=align)
 
 
@@ -263,8 +268,7 @@ def _page(sheet: _Sheet) -> str:
     for row in sheet.rows:
         name, *more = map(html.escape, row.lines)
         cells = "".join(_picture(tile, row.lines[0]) for tile in row.tiles)
-        limit = "" if row.limit is None else f"{row.limit:.2g}<i></i>&minus;{row.limit:.2g}"
-        body.append(f"<tr><th>{'<br>'.join([name, *more])}</th>{cells}<td class=bar>{limit}</td></tr>")
+        body.append(f"<tr><th>{'<br>'.join([name, *more])}</th>{cells}<td class=bar>{_bar(row)}</td></tr>")
     title = html.escape(sheet.title or "Explanations")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -273,12 +277,21 @@ body {{ font: 14px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }}
 table {{ border-collapse: collapse }} td, th {{ padding: 4px; font-weight: normal; text-align: left }}
 img {{ width: {side}px; image-rendering: pixelated; border: 1px solid #ccc; display: block }}
 .bar {{ font-size: 12px }}
-.bar i {{ display: block; width: 14px; height: {side // 2}px; background: linear-gradient({VERMILION}, #fff, {BLUE}) }}
+.bar i {{ display: block; width: 14px; height: {side // 2}px }}
 </style></head><body><h1>{title}</h1><table><thead><tr><th></th>{heads}<th></th></tr></thead>
 <tbody>
 {chr(10).join(body)}
 </tbody></table><p>{html.escape(sheet.note)}</p></body></html>
 """
+
+
+def _bar(row: _Row) -> str:
+    """Write the scale of a row, nothing where each panel has its own."""
+    if row.limit is None:
+        return ""
+    above, below = row.colours
+    shades, low = (f"{above}, #fff", "0") if below is None else (f"{above}, #fff, {below}", f"&minus;{row.limit:.2g}")
+    return f'{row.limit:.2g}<i style="background: linear-gradient({shades})"></i>{low}'
 
 
 def _picture(tile: Pixels, alternative: str) -> str:

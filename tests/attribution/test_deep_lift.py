@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import captum.attr
 import pytest
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,24 @@ def test_the_copy_answers_as_the_model_and_shares_nothing() -> None:
     assert rewritten is not None
     torch.testing.assert_close(rewritten(IMAGES), model(IMAGES))
     assert not {id(part) for part in rewritten.parameters()} & {id(part) for part in model.parameters()}
+
+
+def test_where_pixels_share_the_maximum_of_a_baseline_the_sum_stays_right_and_captums_choice_is_taken() -> None:
+    class Pooled(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.pool(self.relu(self.first(images))).mean((2, 3)))
+
+    model = Pooled(lambda x: x)
+    model.relu, model.pool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    nn.init.constant_(model.first.bias, 0.5)  # on a baseline of 0 all pixels are alike, and above those of the image
+    expected = captum.attr.DeepLift(copy.deepcopy(model.eval())).attribute(IMAGES, target=1).detach()
+    torch.testing.assert_close(attribute(model, IMAGES, 1, "deep_lift", tolerance=1e-5), expected, rtol=1e-4, atol=1e-7)
+    moved = torch.linspace(-1, 1, 8).expand_as(IMAGES)  # not alike: Captum's sums are off, and ours are not
+    attribute(model, IMAGES, 1, "deep_lift", baselines=moved, tolerance=1e-4)
+    with torch.no_grad():
+        changes = (model(IMAGES) - model(moved))[:, 1]
+    sums = captum.attr.DeepLift(copy.deepcopy(model)).attribute(IMAGES, moved, target=1).sum((1, 2, 3))
+    assert (sums - changes).abs().max() > 0.01 * changes.abs().max()
 
 
 class Branching(Net):

@@ -179,11 +179,23 @@ def test_the_model_stays_as_it_was(curve: Callable[..., FaithfulnessCurve]) -> N
     assert torch.equal(model[3].weight.grad, torch.ones(3, 48))
 
 
+class Wrapped(nn.Module):
+    """Returns its logits in something else."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images: Tensor) -> Any:
+        logits = images.flatten(1)
+        return {"logits": logits} if self.kind is dict else (logits,)
+
+
 @pytest.mark.parametrize("figure", [completeness_error, *CURVES])
 def test_modes_come_back_after_an_exception(figure: Callable[..., Any]) -> None:
     model = Broken()
     before = [part.training for part in model.modules()]
-    with pytest.raises(RuntimeError, match="no power"):
+    with pytest.raises(ValueError, match=r"the model fails on images.*no power"):
         figure(model, photos(), 0, photos())
     assert [part.training for part in model.modules()] == before
 
@@ -203,7 +215,9 @@ def test_a_curve_reads_as_one_line() -> None:
     ("changes", "error", "message"),
     [
         ({"model": photos}, TypeError, "model is a function; give a torch.nn.Module"),
-        ({"model": nn.Conv2d(3, 3, 1)}, ValueError, r"must return logits \(B, K\); it returned shape \(1, 3, 4, 4\)"),
+        ({"model": nn.Conv2d(3, 3, 1)}, ValueError, r"to logits \(B, K\); for one image it returned \(1, 3, 4, 4\)"),
+        ({"model": Wrapped(dict)}, ValueError, r"it returned a dict; wrap it in a module .* as outputs\['logits'\]"),
+        ({"model": Wrapped(tuple)}, ValueError, r"it returned a tuple; wrap it in a module .* as outputs\[0\]"),
         ({"images": [1]}, TypeError, "images must be a float tensor, transformed as in training; got list"),
         ({"images": photos().byte()}, TypeError, "images must be .* got torch.uint8"),
         ({"images": photos()[0]}, ValueError, r"images must be \(B, C, H, W\), at least one; got shape \(3, 4, 4\)"),

@@ -96,6 +96,8 @@ GREY = torch.zeros(2, 3, 2, 2)
         ({"images": GREY[:, :2]}, ValueError, r"images must be \(B, 1 or 3, H, W\)"),
         ({"images": GREY / 0}, ValueError, "images hold NaN"),
         ({"images": GREY, "mean": 0.5}, ValueError, "mean and std must both be given"),
+        ({"images": GREY, "mean": 0.5, "std": 0}, ValueError, "std=0 must be above 0"),
+        ({"images": GREY, "mean": 0.5, "std": (1, 1, -1)}, ValueError, "std=-1 must be above 0"),
         ({"images": GREY, "mean": (0.5, 0.5), "std": 1}, ValueError, "mean has 2 values and images has 3 channels"),
     ],
 )

@@ -8,6 +8,7 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -161,12 +162,17 @@ def test_deep_lift_is_captums() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_deep_lift_on_resnet18_is_captums_on_a_copy_with_separate_relus() -> None:
-    model = MODELS["resnet18"]
+@pytest.mark.parametrize("stem", ["cifar", "torchvision"])
+def test_deep_lift_on_resnet18_is_captums_on_a_copy_with_separate_relus(stem: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS["resnet18"] if stem == "cifar" else with_statistics(torchvision.models.resnet18(num_classes=4))
+    images = IMAGES if stem == "cifar" else torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(2))
     with pytest.raises(RuntimeError, match="more than once"):
-        captum.attr.DeepLift(copy.deepcopy(model)).attribute(IMAGES.clone(), target=TARGETS)
-    expected = captum.attr.DeepLift(separate_relus(model)).attribute(IMAGES, target=TARGETS)
-    assert_equal_to(attribute(model, IMAGES, TARGETS, "deep_lift"), expected)
+        captum.attr.DeepLift(copy.deepcopy(model)).attribute(images.clone(), target=TARGETS)
+    expected = captum.attr.DeepLift(separate_relus(model)).attribute(images, target=TARGETS).detach()
+    found = attribute(model, images, TARGETS, "deep_lift")
+    assert_equal_to(found, expected)
+    assert (found - expected).norm() < 1e-5 * expected.norm()  # the values themselves are about 1e-3
 
 
 def linear() -> nn.Module:
@@ -285,7 +291,7 @@ def test_integrated_gradients_take_more_steps_only_where_the_sum_asks_for_them()
 
 
 def test_integrated_gradients_warn_where_steps_run_out() -> None:
-    with pytest.warns(UserWarning, match=r"still up to .* % off at max_steps=16, .* raise max_steps") as seen:
+    with pytest.warns(UserWarning, match=r"still up to .* % off at max_steps=16, .* raise max_steps, or use") as seen:
         attribute(MODELS["cnn"], IMAGES, TARGETS, "integrated_gradients", tolerance=1e-9, max_steps=16)
     assert seen[0].filename == __file__
 
@@ -395,6 +401,13 @@ BAD = [
     ({"model": nn.Conv2d(3, 4, 3)}, ValueError, r"logits \(B, K\); for one image it returned \(1, 4, 6, 6\)"),
     ({"method": "integrated_gradient"}, ValueError, "did you mean 'integrated_gradients'"),
     ({"method": "GradCAM"}, ValueError, "did you mean 'grad_cam'"),
+    ({"method": "IG"}, ValueError, "did you mean 'integrated_gradients'"),
+    ({"method": "noise_tunnel"}, ValueError, "did you mean 'smooth_grad_squared'"),
+    ({"method": "NoiseTunnel"}, ValueError, "did you mean 'smooth_grad_squared'"),
+    ({"batch_size": 4}, ValueError, "saliency has no option 'batch_size'; did you mean 'max_batch'"),
+    ({"method": "gradient_shap", "steps": 4}, ValueError, "did you mean 'samples'"),
+    ({"method": "gradient_shap", "n_steps": 4}, ValueError, "did you mean 'samples'"),
+    ({"method": "integrated_gradients", "samples": 4}, ValueError, "did you mean 'steps'"),
     ({"method": "lime"}, ValueError, "'lime' is unknown; .*There are saliency, "),
     ({"method": 3}, TypeError, "method=3 is a int"),
     ({"absolut": True}, ValueError, "saliency has no option 'absolut'; did you mean 'absolute'"),

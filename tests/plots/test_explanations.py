@@ -31,6 +31,17 @@ def test_captions_tell_prediction_probability_question_and_truth() -> None:
     assert "class 0 91 %" in texts(explanations(IMAGES, MAPS, logits=LOGITS))
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("plain triangle", "(plain triangle)"), ("deciduous triangle", "(deciduous tria)"), ("cat", "(cat)")],
+)
+def test_a_long_name_keeps_its_brackets(name: str, written: str) -> None:
+    sheet = explanations(
+        IMAGES, MAPS, classes=("cat", name, "dog"), logits=LOGITS[:, [0, 2, 1]], labels=torch.tensor([1, 1])
+    )
+    assert any(text.endswith(f"\n{written}") for text in texts(sheet))
+
+
 def numbers(scale: Any) -> list[str]:
     return [
         text for text in texts(explanations(IMAGES, MAPS, scale=scale)) if re.fullmatch(r"[\d.e+]+", text)
@@ -53,6 +64,44 @@ def test_colours_are_red_for_blue_against_white_for_nothing() -> None:
     assert {(213, 94, 0), (0, 114, 178), (255, 255, 255)} <= colours
     over = np.asarray(explanations(IMAGES, {"map": maps * 0}, over_image=True).axes[0].images[0].get_array())
     assert len(np.unique(over.reshape(-1, 3), axis=0)) > 60
+
+
+def sentence(maps: dict[str, torch.Tensor], **settings: Any) -> str:
+    return texts(explanations(IMAGES, maps, **settings))[-1].replace("\n", " ")
+
+
+def test_methods_without_sign_are_named() -> None:
+    plain, signed = torch.rand(2, 8, 8), torch.randn(2, 8, 8)
+    both = sentence({"smooth_grad_squared": plain, "occlusion": signed, "saliency": plain})
+    assert "Saliency and smooth grad squared have no sign: red there says how much, not for or against." in both
+    assert "Saliency has no sign" in sentence({"saliency": plain, "grad_cam": plain})
+    assert "no sign" not in sentence({"saliency": signed, "grad_cam": plain})  # with absolute=False
+
+
+def test_attention_has_a_green_row_with_a_scale_of_its_own(tmp_path: Path) -> None:
+    attention = torch.zeros(2, 8, 8)
+    attention[:, :4] = 0.04
+    maps = {"saliency": MAPS["saliency"], "grad_cam": MAPS["grad_cam"]}
+    settings = {"attention": attention, "scale": "all", "notes": {"attention_rollout": "graph"}}
+    figure = explanations(IMAGES, maps, tmp_path / "sheet.html", **settings)
+    written = texts(figure)
+    assert {"attention rollout\ngraph", "0.04", "0.02"} <= set(written)
+    assert "Green: the share of attention that a cell gets, whatever the class." in sentence(maps, **settings)
+    assert sentence(maps, **settings).endswith("One scale for all rows but the green one.")
+    assert sentence(maps, attention=attention).endswith("so the images of a method can be compared.")
+    assert "green" not in sentence(maps, scale="all").lower()
+    colours = {tuple(colour) for colour in np.asarray(figure.axes[0].images[0].get_array()).reshape(-1, 3).tolist()}
+    assert (0, 158, 115) in colours
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count('<i style="background: linear-gradient(#D55E00, #fff, #0072B2)"></i>&minus;') == 2
+    assert page.count("<tr>") == 5  # the head, the images, two methods and attention
+    assert 'alt="attention rollout"' in page
+    assert "linear-gradient(#009E73, #fff)" in page
+
+
+def test_a_page_of_panels_with_scales_of_their_own_has_no_bars(tmp_path: Path) -> None:
+    explanations(IMAGES, MAPS, tmp_path / "sheet.html", attention=MAPS["saliency"][:, 0], scale="panel")
+    assert "linear-gradient" not in (tmp_path / "sheet.html").read_text()
 
 
 def test_the_normalisation_is_undone() -> None:
@@ -95,7 +144,12 @@ def test_writes_a_page_that_needs_no_other_file(tmp_path: Path) -> None:
         ({"attributions": {"a": MAPS["grad_cam"][:1]}}, ValueError, r"has shape \(1, 8, 8\); give \(2, C, 8, 8\)"),
         ({"attributions": {"a": MAPS["grad_cam"] / 0}}, ValueError, "holds NaN or infinite"),
         ({"scale": "column"}, ValueError, "scale='column' is unknown"),
-        ({"notes": {"lime": "x"}}, ValueError, "notes names 'lime'"),
+        ({"notes": {"lime": "x"}}, ValueError, "notes names 'lime', which is not among the rows: saliency, grad_cam"),
+        ({"notes": {"attention_rollout": "x"}}, ValueError, "notes names 'attention_rollout'"),
+        ({"attention": MAPS["grad_cam"]}, ValueError, "attention holds negative values"),
+        ({"attention": [0.1]}, TypeError, r"attributions\['attention_rollout'\] must be a float tensor"),
+        ({"attention": torch.rand(2, 4, 4)}, ValueError, r"has shape \(2, 4, 4\); give \(2, C, 8, 8\)"),
+        ({"logits": [1, 2]}, TypeError, r"logits is a list; give a tensor \(B, K\)"),
         ({"logits": LOGITS[:1]}, ValueError, r"logits has shape \(1, 3\); give \(2, K\)"),
         ({"logits": LOGITS, "classes": ("a", "b")}, ValueError, "classes has 2 names but logits has 3"),
         ({"labels": torch.tensor([0])}, ValueError, "labels has 1 entries; give one for each of 2"),
