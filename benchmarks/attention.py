@@ -35,7 +35,7 @@ from cifarkit.plots.figure import BLUE, GREEN, PURPLE, VERMILION, finish, new_fi
 HEADS, DIM = 8, 64
 SIZES = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
 LARGEST_WITH_PAIRS = 4096  # beyond, 8 heads of pairs need tens of GB
-AIMS = {1024: 5, 4096: 20}  # nodes -> times as fast as dense
+AIMS = {1024: 5, 4096: 20}  # nodes -> times as fast as method="dense"
 COLORS = {"sorted": BLUE, "dense": VERMILION, "plain formula": PURPLE, "classical (SDPA)": GREEN}
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -210,13 +210,14 @@ def main() -> None:
     report.figures |= {"seconds": times, "bytes": memory}
     for nodes, least in AIMS.items():
         if nodes in times:
-            gain = ratios(times[nodes]["dense"], times[nodes]["sorted"])
-            report.aim(f"{nodes:,} nodes: at least {least} × dense", gain.text(1), gain.median >= least)
+            dense, plain = (ratios(times[nodes][side], times[nodes]["sorted"]) for side in ("dense", "plain formula"))
+            found = f"{dense.text(1)}; {plain.text(1)} × the plain formula"
+            report.aim(f'{nodes:,} nodes: at least {least} × method="dense"', found, dense.median >= least)
     if 65536 in times:
         seconds, used = Spread.of(times[65536]["sorted"]), memory[65536]["sorted"]
         found = f"{seconds.text(2)} s, {used / 1e9:.2f} GB"
         report.aim("65,536 nodes × 8 heads: below 4 s and 2 GB", found, seconds.high < 4 and used < 2e9)
-    report.aim('never slower than dense where "auto" sorts', f"at least {worst:.2f} × as fast", worst >= 1)
+    report.aim('never slower than method="dense" where "auto" sorts', f"at least {worst:.2f} × as fast", worst >= 1)
     path = destination(options, "attention")
     report.publish(path)
     if path is not None and not options.tiny:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_callable
-from cifarkit.files import write_atomically
+from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.inference import device_of, evaluation_mode
 from cifarkit.training import load_weights, save_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_LARGEST_CONFIG = 10_000_000  # bytes
 _FORMATS = (".pt2", ".onnx")
 
 
@@ -60,16 +61,40 @@ def load_pretrained(constructor: Callable[..., Network], folder: str | Path, **c
         changes: arguments to use instead of those in config.json; names there that are no argument are passed over.
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: if one is damaged, or the weights do not fit.
+        ValueError: if one is damaged, the weights do not fit, or config.json describes a network larger than they are.
     """
     folder = Path(folder)
     config = read_config(folder)
     parameters = inspect.signature(constructor).parameters.values()
     names = {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
     arguments = {key: value for key, value in config.items() if key in names} | changes
-    network = constructor(**arguments)
+    network = _build(lambda: constructor(**arguments), folder)
     load_weights(network, folder / _WEIGHTS)
     return network.eval()
+
+
+def _build(constructor: Callable[[], Network], folder: Path) -> Network:
+    """Build a network unless it has more numbers than its file of weights has bytes: it could fill the memory."""
+    config, weights = shown(folder / _CONFIG), folder / _WEIGHTS
+    if not weights.is_file():
+        read_file(weights)  # which says what is wrong with it
+    numbers, held = _numbers_of(constructor), weights.stat().st_size
+    if numbers > held:
+        raise ValueError(f"{config} describes a network of {numbers} numbers, and {_WEIGHTS} has {held} bytes")
+    try:
+        return constructor()
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{config} describes a network that cannot be built: {shown(_first_line(error))}") from error
+
+
+def _numbers_of(constructor: Callable[[], nn.Module]) -> int:
+    """Count a network's numbers without room for them; 0 if its constructor must see some, as spectral norm does."""
+    try:
+        with torch.device("meta"):
+            sketch = constructor()
+    except Exception:  # if it is a fault of the constructor, it shows again when the network is built
+        return 0
+    return sum(tensor.numel() for tensor in sketch.state_dict().values() if isinstance(tensor, Tensor))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -81,11 +106,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / _CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_file(path, _LARGEST_CONFIG))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{shown(path)} is damaged: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__} where an object was expected")
+        raise ValueError(f"{shown(path)} holds a {type(config).__name__} where an object was expected")
     return config
 
 
@@ -141,8 +166,11 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(model, (images,), dynamic_shapes=shapes)
     except Exception as error:  # whatever the forward pass or the tracer may raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{type(model).__name__} cannot be exported: {reason}") from error
+        raise ValueError(f"{type(model).__name__} cannot be exported: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _compare(exported: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, check: Any) -> None:
@@ -172,16 +200,21 @@ def _to_onnx(program: torch.export.ExportedProgram) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the translator about itself
         file = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            program,
-            f=file,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+        try:
+            torch.onnx.export(program, f=file, dynamo=True, external_data=False, verbose=False, **names)
+        except torch.onnx.OnnxExporterError as error:
+            raise ValueError(f"the network cannot be written as .onnx: {_why_not_onnx(error)}") from error
         return file.read_bytes()
+
+
+def _why_not_onnx(error: BaseException) -> str:
+    """Return the first line of the innermost cause, as the others are about the translator."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = _first_line(error)
+    advice = "; attention by sorting can be written as .pt2, or else set method = 'dense' on the GraphAttention layers"
+    return reason + advice if "searchsorted" in reason else reason
 
 
 def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:

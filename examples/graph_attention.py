@@ -2,8 +2,8 @@
 
     python examples/graph_attention.py --data cifar10 --root data --weights runs/<of train_classifier.py>/last.pt
 
-Without --weights a small network is trained first, in about three minutes. The features are computed once, so the
-block's epochs take seconds. docs/results.md shows what a block is really worth.
+Without --weights a small network is trained first, in about three minutes on two cores. The features are computed once,
+so the block's epochs take seconds. What a block is really worth, on which machine, is in docs/results.md.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from cifarkit.models import SpeedNet, VisionTransformer
 
 CONFIG = {"num_classes": 4, "widths": [8, 8, 16]}
 OLD = torch.__version__.startswith("2.6.")
+SORTED = {"dim": 8, "depth": 1, "heads": 2, "num_classes": 4, "patch_size": 1}  # 1,024 nodes
 GRAPH = pytest.param("graph", marks=pytest.mark.xfail(OLD, reason="torch 2.6 does not export the graph block"))
 
 
@@ -121,6 +122,24 @@ def test_the_onnx_model_agrees(tmp_path: Path, name: str) -> None:
     for count in (1, 3, 7):
         (logits,) = session.run(["logits"], {"images": images(count).numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), network.eval()(images(count)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.xfail(OLD, reason="torch 2.6 does not export the graph block")
+def test_a_graph_of_every_pixel_is_exported_sorted_for_any_batch(tmp_path: Path) -> None:
+    network = VisionTransformer(**SORTED)
+    program = torch.export.load(sharing.export_model(network, images(2), tmp_path / "net.pt2"))
+    assert "searchsorted" in str(program.graph)
+    torch.testing.assert_close(program.module()(images(3)), network.eval()(images(3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(OLD, reason="torch 2.6 does not export the graph block")
+def test_onnx_without_sorting_is_told_what_helps(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    message = r"cannot be written as \.onnx: .*searchsorted.*; attention by sorting .* set method = 'dense'"
+    with pytest.raises(ValueError, match=message):
+        sharing.export_model(VisionTransformer(**SORTED), images(2), tmp_path / "net.onnx")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path) -> None:

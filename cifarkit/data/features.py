@@ -119,7 +119,7 @@ class FeatureLoader(Loader):
         """Say why there can be no cache, and what would help; None if there can."""
         if self.transform is not None and not getattr(self.transform, "fixed", False):
             advice = "to keep them, give a transform that draws nothing, or say so by its attribute fixed = True"
-            return f"transform={self.transform!r} is random", advice
+            return f"transform={self.transform!r} may be random", advice
         images, _ = self.loader._prepare(torch.zeros(1, dtype=torch.int64), 0)
         sample = self._extract(images)
         needed = len(self.dataset) * math.prod(sample.shape[1:]) * sample.element_size()

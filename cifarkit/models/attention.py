@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.checks import check_callable, check_integer, check_number
-from cifarkit.models.sorted_attention import attend_sorted, autocast_is_on, is_faster_sorted, no_autocast
-
-Activation = Callable[[Tensor], Tensor]
+from cifarkit.checks import check_number
+from cifarkit.models.attention_checks import (
+    Activation,
+    check_float,
+    check_heads,
+    check_method,
+    check_nodes,
+    check_shapes,
+)
+from cifarkit.models.sorted_attention import attend_sorted, is_faster_sorted, no_autocast
 
 
 def graph_attention(
@@ -27,7 +31,7 @@ def graph_attention(
     """Attend over a complete graph: O_i = sum_j softmax_j(phi(q_i + k_j)) v_j, phi a LeakyReLU.
 
     Args:
-        query, key, value: floating point; fp16 and bf16 are summed up in fp32.
+        query, key, value: floating point; fp16 and bf16 are summed up in fp32 or more precisely.
         negative_slope: of phi below 0, in [0, 1]: 0 is ReLU, 1 the identity.
         method: "dense" makes the M x N weights; "sorted" gives the same without them, see ``sorted_attention.py``;
             "auto" sorts where that is faster: from 2**21 pairs (B H M N) on, if M and N are at least 320 + 1.5 D.
@@ -38,11 +42,12 @@ def graph_attention(
     Raises:
         TypeError: if an argument is of another type.
         ValueError: if shapes do not fit, or negative_slope or method is out of range.
-    Source: Velickovic et al. 2018, "Graph attention networks", eq. 3, on all pairs.
+    Source: Velickovic et al. 2018, "Graph attention networks", eq. 3, on all pairs, in a student survey's additive form
+        A = softmax(sigma(W_K h_j + W_Q h_i)).
     """
     slope = check_number("negative_slope", negative_slope, 0, 1)
-    _check_method(method, activation)
-    _check_shapes(mask, query, key, value)
+    check_method(method, activation)
+    check_shapes(mask, query, key, value)
     if mask is not None:
         key = key.masked_fill(~mask[:, None], 0.0)  # padding may hold NaN, which can neither be sorted nor weighed by 0
         value = value.masked_fill(~mask[:, None, :, None], 0.0)
@@ -65,8 +70,8 @@ def attention_weights(
     q_i + k_j of some hundreds rounded to fp32 is off by 1e-5, and so would the weights be.
     """
     slope = check_number("negative_slope", negative_slope, 0, 1)
-    _check_method("dense", activation)
-    _check_shapes(mask, query, key)
+    check_method("dense", activation)
+    check_shapes(mask, query, key)
     return _form_weights(query, key, slope, activation, mask)
 
 
@@ -97,7 +102,7 @@ def query_dependence(weights: Tensor) -> Tensor:
     Shapes:
         weights (..., M, N), rows summing to 1 -> (...).
     """
-    _check_float("weights", weights)
+    check_float("weights", weights)
     if weights.dim() < 2:
         raise ValueError(f"weights must be (..., M, N); got shape {tuple(weights.shape)}")
     return 0.5 * (weights - weights.mean(-2, keepdim=True)).abs().sum(-1).mean(-1)
@@ -120,7 +125,8 @@ class GraphAttention(nn.Module):
         ValueError: if heads do not divide dim, an argument is out of range, or dynamic is to be sorted.
     Shapes:
         (B, N, D), optionally mask (B, N) bool, true for nodes that take part -> (B, N, D), to be ignored at others.
-    Source: Velickovic et al. 2018, eq. 3 to 5; dynamic: Brody et al. 2022, eq. 7.
+    Source: a student survey's additive form A = softmax(sigma(W_K h_j + W_Q h_i)), which on all pairs is Velickovic et
+        al. 2018, eq. 3 to 5; dynamic: Brody et al. 2022, eq. 7.
     """
 
     def __init__(
@@ -134,12 +140,12 @@ class GraphAttention(nn.Module):
         dynamic: bool = False,
     ) -> None:
         super().__init__()
-        self.dim, self.heads = _check_heads(dim, heads)
+        self.dim, self.heads = check_heads(dim, heads)
         self.negative_slope = check_number("negative_slope", negative_slope, 0, 1)
         self.method, self.activation, self.dynamic = method, activation, dynamic
         if dynamic and method == "sorted":
             raise ValueError("method='sorted' needs one score a node; with dynamic=True give 'dense' or 'auto'")
-        _check_method(method, activation)
+        check_method(method, activation)
         scores = self.dim if dynamic else self.heads
         self.query = nn.Linear(self.dim, scores)
         self.key = nn.Linear(self.dim, scores, bias=False)  # a bias of its own would add to the query's
@@ -156,7 +162,7 @@ class GraphAttention(nn.Module):
         return f"dim={self.dim}, heads={self.heads}, {phi}, {kind}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        _check_nodes(nodes, mask, self)
+        check_nodes(nodes, mask, self.dim, self.project)
         values = _split_heads(self.value(nodes), self.heads)  # (B, H, N, D / H)
         if self.dynamic:
             mixed = _mix_values(self.weights(nodes, mask), values)
@@ -169,7 +175,7 @@ class GraphAttention(nn.Module):
 
     def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
-        _check_nodes(nodes, mask, self)
+        check_nodes(nodes, mask, self.dim, self.project)
         if not self.dynamic:
             query, key = (layer(nodes).transpose(1, 2) for layer in (self.query, self.key))
             return _form_weights(query, key, self.negative_slope, self.activation, mask)
@@ -195,7 +201,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int = 1) -> None:
         super().__init__()
-        self.dim, self.heads = _check_heads(dim, heads)
+        self.dim, self.heads = check_heads(dim, heads)
         self.query, self.key, self.value = (nn.Linear(self.dim, self.dim) for _ in range(3))
         self.project = nn.Linear(self.dim, self.dim)
 
@@ -203,7 +209,7 @@ class SelfAttention(nn.Module):
         return f"dim={self.dim}, heads={self.heads}"
 
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
-        _check_nodes(nodes, mask, self)
+        check_nodes(nodes, mask, self.dim, self.project)
         query, key, value = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key, self.value))
         seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, N)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
@@ -214,7 +220,7 @@ class SelfAttention(nn.Module):
 
     def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
-        _check_nodes(nodes, mask, self)
+        check_nodes(nodes, mask, self.dim, self.project)
         query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))
         scores = query @ key.transpose(2, 3) * (self.heads / self.dim) ** 0.5
         return _masked_softmax(scores, mask)
@@ -247,57 +253,3 @@ def _join_heads(heads: Tensor) -> Tensor:
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _check_method(method: str, activation: Activation | None) -> None:
-    if method not in ("auto", "dense", "sorted"):
-        raise ValueError(f"method={method!r} is unknown; give 'auto', 'dense' or 'sorted'")
-    if activation is not None:
-        check_callable("activation", activation, "give an elementwise function, such as torch.tanh")
-        if method == "sorted":
-            raise ValueError("method='sorted' needs a LeakyReLU; give negative_slope instead of activation, or 'dense'")
-
-
-def _check_heads(dim: int, heads: int) -> tuple[int, int]:
-    dim, heads = check_integer("dim", dim, 1), check_integer("heads", heads, 1)
-    if dim % heads:
-        raise ValueError(f"heads={heads} must divide dim={dim}")
-    return dim, heads
-
-
-def _check_nodes(nodes: Tensor, mask: Tensor | None, layer: GraphAttention | SelfAttention) -> None:
-    _check_float("nodes", nodes, f" (B, N, {layer.dim})")
-    if nodes.dim() != 3 or nodes.shape[2] != layer.dim:
-        raise ValueError(f"nodes must be (B, N, {layer.dim}); got shape {tuple(nodes.shape)}")
-    dtype = getattr(layer.project.weight, "dtype", nodes.dtype)  # a quantized layer has a function there
-    if nodes.dtype != dtype and not autocast_is_on(nodes):
-        raise TypeError(f"nodes are {nodes.dtype} and the layer's weights {dtype}; convert one, or use torch.autocast")
-    _check_mask(mask, "nodes", nodes, 1)
-
-
-def _check_shapes(mask: Tensor | None, query: Tensor, key: Tensor, *value: Tensor) -> None:
-    for name, tensor in zip(("query", "key", "value"), (query, key, *value), strict=False):
-        _check_float(name, tensor)
-    fits = query.dim() == key.dim() == 3 and query.shape[:2] == key.shape[:2]
-    if not fits or any(item.dim() != 4 or item.shape[:3] != key.shape for item in value):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, *value))
-        raise ValueError(f"query must be (B, H, M), key (B, H, N) and value (B, H, N, D); got {shapes}")
-    _check_mask(mask, "key", key, 2)
-
-
-def _check_float(name: str, value: Tensor, shape: str = "") -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; give a tensor{shape} of floating point")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be of floating point; got {value.dtype}")
-
-
-def _check_mask(mask: Tensor | None, name: str, tensor: Tensor, place: int) -> None:
-    wanted = (tensor.shape[0], tensor.shape[place])
-    if not wanted[1]:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: a softmax needs at least one node")
-    if mask is not None and not isinstance(mask, Tensor):
-        raise TypeError(f"mask is a {type(mask).__name__}; give a bool tensor {wanted}, true for nodes that take part")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != wanted):
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise ValueError(f"mask must be bool {wanted}, true for nodes that take part; got {got}")

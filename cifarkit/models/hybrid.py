@@ -8,23 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models import DenseNet, MNASNet, RegNet, ResNet, ShuffleNetV2, SwinTransformer
 
 from cifarkit.checks import check_integer, check_number, check_size
 from cifarkit.inference import evaluation_mode
-from cifarkit.models.speednet import SpeedNet
+from cifarkit.models.feature_map import feature_map, look_into, zero_image
 from cifarkit.models.vit import AttentionChoice, Block
 
 _log = logging.getLogger(__name__)
-_PARTS: dict[type[nn.Module], tuple[str, ...]] = {  # what networks run before their pooling
-    SpeedNet: ("stem", "groups"),
-    ResNet: ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
-    RegNet: ("stem", "trunk_output"),
-    ShuffleNetV2: ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
-    MNASNet: ("layers",),
-}
-_HEADS = ("fc", "classifier", "head", "conv_head", "norm_head")  # what torchvision and timm run behind it
 
 
 class AttentionHead(nn.Module):
@@ -87,7 +77,11 @@ class HybridClassifier(nn.Module):
 
     A backbone with a linear head of as many classes, behind a mean or a maximum over the cells, lends a copy of it: the
     classifier then starts as exactly that trained network, where a random start would first have to find its accuracy
-    again. Another head starts at random; both this and a start that differs are logged.
+    again. Another head starts at random; both this and a start that differs are logged. With a frozen backbone and a
+    fixed transform, train the head alone, on features that are computed once::
+
+        features = data.FeatureLoader(loader, hybrid.features)
+        trainer.fit(ClassificationTask(hybrid.head, optimizer), features)
 
     Args:
         backbone: images -> feature map (B, C, h, w); kept, not copied. Cut before their pooling are SpeedNet,
@@ -99,7 +93,7 @@ class HybridClassifier(nn.Module):
         image_size: side in pixels, or (height, width), of the zero image that is sent through to learn C.
     Raises:
         ValueError: if an argument is out of range, or the backbone gives no feature map.
-        TypeError: if backbone is no module, or a number none.
+        TypeError: if backbone is no module, a number none, or images are no tensor of floating point.
     Shapes: (B, 3, H, W) -> (B, K) logits, H and W any that the backbone takes.
     """
 
@@ -117,8 +111,8 @@ class HybridClassifier(nn.Module):
         super().__init__()
         num_classes = check_integer("num_classes", num_classes, 1)
         size = check_size("image_size", image_size)
-        channels = _count_channels(backbone, size)
-        self.backbone = backbone
+        channels, self._own_head = look_into(backbone, size)
+        self.backbone, self._has_suggested = backbone, False
         self.head = AttentionHead(channels, heads, num_classes, attention=attention, mlp_ratio=mlp_ratio)
         first = next(backbone.parameters(), None)
         if first is not None:
@@ -141,12 +135,17 @@ class HybridClassifier(nn.Module):
         PyTorch builds no graph for a frozen one, as nothing in it asks for a gradient. Forbidding it by ``no_grad``
         would save nothing more, and lose the gradients of images and hooked layers that attribution asks for.
         """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise TypeError(f"images must be a float tensor, transformed as in training; got {got}")
         if self.backbone_is_frozen and any(part.training for part in self.backbone.modules()):
             self.backbone.eval()  # frozen by requires_grad, or put into training mode, after the last call of train()
-        features: Tensor = _feature_map(self.backbone, images)
+        features: Tensor = feature_map(self.backbone, images)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.training and not self._has_suggested and not torch.compiler.is_compiling():
+            self._suggest_feature_loader()
         logits: Tensor = self.head(self.features(images))
         return logits
 
@@ -185,28 +184,40 @@ class HybridClassifier(nn.Module):
         groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": lr} for part, lr in parts]
         return [group for group in groups if group["params"]]
 
+    def _suggest_feature_loader(self) -> None:
+        """Say once that hours may be seconds; whether the transform is fixed cannot be known here."""
+        if self.backbone_is_frozen and torch.is_grad_enabled():
+            self._has_suggested = True
+            advice = "if the transform is fixed, train .head on data.FeatureLoader(loader, hybrid.features) instead"
+            _log.warning("the frozen backbone computes the features of every batch anew; %s", advice)
+
     def _switch_off_own_head(self) -> None:
         """Freeze what no logit depends on, for whose gradient DistributedDataParallel would wait."""
-        for part in _own_head(self.backbone):
+        for part in self._own_parts():
             part.requires_grad_(False)
+
+    def _own_parts(self) -> list[nn.Module]:
+        return [part for name, part in self.backbone.named_children() if name in self._own_head]
 
     def _copy_linear(self, image_size: tuple[int, int]) -> None:
         """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape."""
-        linear, parts = self.head.linear, [layer for part in _own_head(self.backbone) for layer in part.modules()]
+        linear, parts = self.head.linear, [layer for part in self._own_parts() for layer in part.modules()]
         layers = [layer for layer in parts if [*layer.parameters(recurse=False)]]
-        if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].weight.shape != linear.weight.shape:
+        own = [item for item in layers if isinstance(item, nn.Linear) and item.weight.shape == linear.weight.shape]
+        if len(layers) != 1 or not own:
             level = logging.WARNING if layers else logging.INFO  # a head that was trained is left unused
-            _log.log(level, "the linear map behind the attention starts at random: the backbone has none of its shape")
+            found = "one of its shape only behind other layers" if own else "none of its shape"
+            _log.log(level, "the linear map behind the attention starts at random: the backbone has %s", found)
             return
         with torch.no_grad():
-            linear.weight.copy_(layers[0].weight)
-            linear.bias.copy_(torch.zeros_like(linear.bias) if layers[0].bias is None else layers[0].bias)
+            linear.weight.copy_(own[0].weight)
+            linear.bias.copy_(torch.zeros_like(linear.bias) if own[0].bias is None else own[0].bias)
         self._copy_pooling(image_size)
 
     @torch.no_grad()
     def _copy_pooling(self, image_size: tuple[int, int]) -> None:
         """Pool as the backbone does, which its logits tell: a zero image would give equal cells."""
-        image = _zero_image(self.backbone, image_size)
+        image = zero_image(self.backbone, image_size)
         image = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
         with evaluation_mode(self):
             expected, features = self.backbone(image), self.features(image)
@@ -221,40 +232,6 @@ class HybridClassifier(nn.Module):
         _log.warning("the classifier starts with other logits than %s: %s", type(self.backbone).__name__, advice)
 
 
-def _feature_map(backbone: Any, images: Tensor) -> Any:
-    """Run a backbone up to its pooling; a network of no known kind is run as a whole."""
-    parts = _parts(backbone)
-    if parts:
-        for name in parts:
-            images = getattr(backbone, name)(images)
-        return images
-    if isinstance(backbone, DenseNet):
-        return F.relu(backbone.features(images))  # torchvision's forward does this one outside of features
-    if isinstance(backbone, SwinTransformer):
-        return backbone.permute(backbone.norm(backbone.features(images)))  # (B, h, w, C) -> (B, C, h, w)
-    if callable(getattr(backbone, "forward_features", None)):
-        features = backbone.forward_features(images)
-        # timm's mark for Swin and its like
-        return features.permute(0, 3, 1, 2) if getattr(backbone, "output_fmt", "NCHW") == "NHWC" else features
-    return backbone.features(images) if _has_features(backbone) else backbone(images)
-
-
-def _parts(backbone: nn.Module) -> tuple[str, ...]:
-    return next((names for kind, names in _PARTS.items() if isinstance(backbone, kind)), ())
-
-
-def _has_features(backbone: nn.Module) -> bool:
-    return isinstance(getattr(backbone, "features", None), nn.Module)
-
-
-def _own_head(backbone: nn.Module) -> list[nn.Module]:
-    """Return the parts of a backbone that :func:`_feature_map` leaves out, if they go by a usual name."""
-    if not (_parts(backbone) or hasattr(backbone, "forward_features") or _has_features(backbone)):
-        return []
-    heads = [getattr(backbone, name, None) for name in _HEADS]
-    return [head for head in heads if isinstance(head, nn.Module)]
-
-
 def _evaluate_frozen(part: nn.Module) -> None:
     """Put into evaluation mode what has parameters of which none asks for a gradient, as tasks do."""
     asking = [parameter.requires_grad for parameter in part.parameters()]
@@ -263,35 +240,3 @@ def _evaluate_frozen(part: nn.Module) -> None:
         return
     for child in part.children():
         _evaluate_frozen(child)
-
-
-def _zero_image(backbone: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Make an image (1, C, H, W) as the backbone's first convolution takes it."""
-    first = next(backbone.parameters(), torch.empty(0))
-    colours = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
-    return torch.zeros(1, colours, *size, device=first.device, dtype=first.dtype)
-
-
-def _count_channels(backbone: nn.Module, size: tuple[int, int]) -> int:
-    """Send a zero image through the backbone and return the channels of its feature map."""
-    if not isinstance(backbone, nn.Module):
-        kind = type(backbone).__name__
-        raise TypeError(f"backbone is a {kind}; give a torch.nn.Module that maps images to (B, C, h, w)")
-    name, image = type(backbone).__name__, _zero_image(backbone, size)
-    try:
-        with evaluation_mode(backbone), torch.no_grad():
-            features = _feature_map(backbone, image)
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"backbone={name} fails on an image of shape {tuple(image.shape)} ({error}); give the image_size it takes"
-        ) from error
-    if not isinstance(features, Tensor) or features.dim() != 4:
-        what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-        raise ValueError(
-            f"backbone={name} gives {what} and no feature map (B, C, h, w); give an nn.Sequential of those of its "
-            "layers that come before its pooling, or a network whose forward ends there"
-        )
-    if features.shape[2:].numel() == 1:
-        advice = "give larger images, or a network that shrinks them less"
-        _log.warning("%s gives a feature map of one cell, which can attend only to itself; %s", name, advice)
-    return int(features.shape[1])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, ResNet34_Weights
 
 from cifarkit.checks import check_integer
-from cifarkit.files import require_plain_zip, why_unreadable
+from cifarkit.files import require_plain_zip, shown, why_unreadable
 
 Stem = Literal["cifar", "imagenet"]
 Weights = str | Path | None
@@ -129,10 +129,10 @@ def _download(imagenet: Any) -> dict[str, Tensor]:
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     """Read a file of weights; return its name for messages and the tensors by key."""
     if not path.is_file():
-        raise FileNotFoundError(f"weights='{path}' is no file; give None, 'DEFAULT' or the path of a state_dict")
+        raise FileNotFoundError(f"weights='{shown(path)}' is no file; give None, 'DEFAULT' or the path of a state_dict")
     packed = path.read_bytes()  # first, so that what fails later is the content and not the disk
     if path.suffix == ".safetensors":
-        return str(path), _read_safetensors(packed, path)
+        return shown(path), _read_safetensors(packed, path)
     try:
         if packed.startswith(_ZIP_START):  # weights older than PyTorch 1.6 are no zip files
             require_plain_zip(packed)
@@ -140,20 +140,21 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
     except Exception as error:  # a damaged or foreign file makes PyTorch raise nearly anything, OSError included
         reason = why_unreadable(error)
         raise ValueError(
-            f"weights='{path}' is no file of tensors ({reason}); save model.state_dict() with torch.save, not the model"
+            f"weights='{shown(path)}' is no file of tensors ({reason}); save model.state_dict() with torch.save, "
+            "not the model"
         ) from error
-    return str(path), _find_state_dict(content, path)
+    return shown(path), _find_state_dict(content, path)
 
 
 def _read_safetensors(packed: bytes, path: Path) -> dict[str, Tensor]:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(f"weights='{path}': reading it needs: pip install cifarkit[safetensors]") from error
+        raise ImportError(f"weights='{shown(path)}': reading it needs: pip install cifarkit[safetensors]") from error
     try:
         return dict(safetensors.torch.load(packed))
     except Exception as error:  # the library's own errors do not name the file
-        raise ValueError(f"weights='{path}' is damaged or no safetensors file ({error})") from error
+        raise ValueError(f"weights='{shown(path)}' is damaged or no safetensors file ({shown(str(error))})") from error
 
 
 def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -165,7 +166,9 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         content = nested
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"weights='{path}' holds no state_dict, only {found}; save model.state_dict() with torch.save")
+        raise ValueError(
+            f"weights='{shown(path)}' holds no state_dict, only {found}; save model.state_dict() with torch.save"
+        )
     prefixes = [key.removesuffix("fc.weight") for key in content if str(key).endswith("fc.weight")]
     prefix = next((prefix for prefix in prefixes if f"{prefix}conv1.weight" in content), "")
     return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
@@ -184,7 +187,7 @@ def _load(model: ResNet, state: Mapping[str, Tensor], source: str) -> None:
     state = counters | state  # files older than PyTorch 0.4.1 have none
     problem = _first_mismatch(state, own)
     if problem is not None:
-        raise ValueError(f"{source} does not fit this ResNet: {problem}")
+        raise ValueError(f"{source} does not fit this ResNet: {shown(problem)}")
     model.load_state_dict(state)
 
 

@@ -12,7 +12,8 @@ so that one running sum from either end, read where the query's kink falls, give
     O_i = (AV(p_i) + f_i BV(p_i)) / (A(p_i) + f_i B(p_i)),  p_i = #{j: k_j <= -q_i}.
 
 No factor exceeds 1, and the denominator is at least 1, for the largest key always adds 1: nothing overflows, and no sum
-is a difference of sums. The derivation of the backward pass is in docs/attention.md.
+is a difference of sums. The gradients are such differences, and the key's may be a thousandth of its parts: so fp32 is
+summed in fp64. The derivation of the backward pass is in docs/attention.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK_NUMBERS = 2**22  # of a (rows, N, D) temporary: 16 MiB in fp32, so that memory does not grow with heads
+from cifarkit.models.running_sums import RunningSum, chunks, sums_from_both_ends
+
 # From where sorting was faster by half as much again, both forward alone and with backward; benchmarks/attention.py
 # looks at the corners. Its fixed cost asks for many pairs. Its passes over vectors of D numbers wait for memory, where
 # the matrix product of the dense way does not, and so ask for the more nodes the longer the vectors.
@@ -39,6 +41,16 @@ class _Keys(NamedTuple):
     low: Tensor  # (R, N), exp(a (k - K))
 
 
+class _Cuts(NamedTuple):
+    """All but the values that the outputs are made of."""
+
+    high: RunningSum
+    low: RunningSum
+    left: Tensor  # (R, M), f
+    sums: Tensor  # (R, M), Z
+    high_shares: Tensor  # (R, M), A / Z
+
+
 def fewest_nodes(dim: int) -> int:
     """Return how many queries, and as many nodes with vectors of dim numbers, it takes for sorting to be faster."""
     return _FEWEST_NODES + int(_NODES_PER_NUMBER * dim)
@@ -48,7 +60,8 @@ def is_faster_sorted(query: Tensor, value: Tensor) -> bool:
     """Tell whether sorting is the faster way for query (B, H, M) and value (B, H, N, D)."""
     batch, heads, nodes, dim = value.shape
     queries = query.shape[2]
-    return min(queries, nodes) >= fewest_nodes(dim) and batch * heads * queries * nodes >= _FEWEST_PAIRS
+    enough = min(queries, nodes) >= fewest_nodes(dim)
+    return enough and (_is_exporting() or batch * heads * queries * nodes >= _FEWEST_PAIRS)
 
 
 def attend_sorted(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
@@ -77,116 +90,105 @@ def sorted_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         mask: (R, N) bool, true where a key takes part; None for all. A row without any gives zeros.
         slope: of the LeakyReLU left of 0, in [0, 1].
     Returns:
-        (R, M, D). Differentiable any number of times; the graph of a second derivative, O(R (M + N) D), is made for
-        all rows at once.
+        (R, M, D). Differentiable any number of times; the graph of a second derivative, O(R (M + N) D), is made for all
+        rows at once, and so is that of any under ``torch.func``.
     """
+    if _is_transformed() or _is_exporting():  # these take plain operations only, and as many of them whatever R is
+        centre = _centre(key, value, mask).detach()
+        return (_mix(_cut(query, key, mask, slope), _centred(value, centre))[0] + centre).to(value.dtype)
     outputs: Tensor = _SortedAttention.apply(query, key, value, mask, slope)
     return outputs
 
 
 class _SortedAttention(torch.autograd.Function):
-    """The formulas by hand, which keep five times less than autograd would, a few rows at a time."""
+    """The formulas by hand, which keep less than half of what autograd would, some rows and columns at a time."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, slope: float) -> Tensor:
-        centre = _centre(key, value, mask)
-        parts = [_attend(*rows, slope=slope) for rows in _chunks(query, key, value, centre, mask)]
-        outputs, *results = (torch.cat(part) for part in zip(*parts, strict=True))
+        (rows, queries), columns, centre = query.shape, value.shape[2], _centre(key, value, mask)
+        outputs, high_outputs = (value.new_empty(rows, queries, columns) for _ in range(2))
+        precise = centre.new_empty(outputs.shape)  # the outputs measured from the centre
+        high_shares, sums = (centre.new_empty(rows, queries) for _ in range(2))
+        pieces, parts = chunks(query, value)
+        for piece in pieces:
+            cuts = _cut(query[piece], key[piece], None if mask is None else mask[piece], slope)
+            high_shares[piece], sums[piece] = cuts.high_shares, cuts.sums
+            for part in parts:
+                at = (piece, slice(None), part)
+                mixed, high_outputs[at] = _mix(cuts, _centred(value[at], centre[at]))
+                precise[at], outputs[at] = mixed, mixed + centre[at]
         ctx.slope = slope
-        ctx.save_for_backward(query, key, value, mask, centre, outputs, *results)
-        return outputs + centre if mask is None else outputs + centre * mask.any(1)[:, None, None]
+        ctx.save_for_backward(query, key, value, mask, centre, precise, high_outputs, high_shares, sums)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, centre, *results = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: let autograd differentiate the formulas themselves
-            outputs, *_ = _attend(query, key, value, centre, mask, slope=ctx.slope)
+            outputs, _ = _mix(_cut(query, key, mask, ctx.slope), _centred(value, centre))
             needed = ctx.needs_input_grad[:3]
             wanted = [tensor for tensor, asks in zip((query, key, value), needed, strict=True) if asks]
-            found = iter(torch.autograd.grad(outputs, wanted, gradient, create_graph=True))
+            found = iter(torch.autograd.grad(outputs, wanted, gradient.to(outputs.dtype), create_graph=True))
             return *(next(found) if asks else None for asks in needed), None, None
-        chunks = _chunks(query, key, value, centre, mask, gradient, *results)
-        parts = [_differentiate(*rows, slope=ctx.slope) for rows in chunks]
-        grad_query, grad_key, grad_value = (torch.cat(part) for part in zip(*parts, strict=True))
-        return grad_query, grad_key, grad_value, None, None
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        tensors: tuple[Any, ...] = (query, key, value, mask, centre, gradient, *results, *gradients)
+        pieces, parts = chunks(query, value)
+        for piece in pieces:
+            rows: list[Any] = [None if item is None else item[piece] for item in tensors]
+            _differentiate(*rows, parts=parts, slope=ctx.slope)
+        return *gradients, None, None
 
 
-def _centre(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean value (R, 1, D) by the weights exp(k_j), the origin that values are measured from.
-
-    A softmax's gradient is a difference of sums, which lose digits where one key has nearly all the weight; measured
-    from where the weight is, both sums are small.
-    """
-    weights = (key if mask is None else key.masked_fill(~mask, torch.finfo(key.dtype).min)).softmax(1)
-    with no_autocast(value):
-        return weights[:, None] @ value
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, centre: Tensor, mask: Tensor | None, *, slope: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return, measured from the centre, outputs (R, M, D) and their part from the right; A / Z and Z (R, M)."""
-    keys, values = _weigh_keys(key, mask, slope), value - centre
-    order = key.argsort(dim=1)
-    cuts = _count_up_to(key.gather(1, order), -query)  # (R, M), keys left of each query's kink
-    high_sums, high_values = _weighted_sums(keys.high, values, order.flip(1), key.shape[1] - cuts)
-    low_sums, low_values = _weighted_sums(keys.low, values, order, cuts)
+def _cut(query: Tensor, key: Tensor, mask: Tensor | None, slope: float) -> _Cuts:
+    """Sort the keys and find where each query's kink falls, all that is the same for each of the D columns."""
+    keys = _weigh_keys(key.to(_summing_dtype(key)), mask, slope)
+    high, low = sums_from_both_ends(key, query, keys.high, keys.low)
     left = _left_factor(query, keys.largest, slope)
-    sums = high_sums + left * low_sums
+    high_sums = high.of_weights()
+    sums = high_sums + left * low.of_weights()
     sums = torch.where(sums > 0, sums, 1.0)  # 0 only where every key is masked
-    right_part = high_values / sums[:, :, None]
-    return right_part + low_values * (left / sums)[:, :, None], right_part, high_sums / sums, sums
+    return _Cuts(high, low, left, sums, high_sums / sums)
+
+
+def _mix(cuts: _Cuts, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for values (R, N, D) measured from the centre, outputs (R, M, D) and their part from the right."""
+    right_part = cuts.high.of_vectors(values) / cuts.sums[:, :, None]
+    return torch.addcmul(right_part, cuts.low.of_vectors(values), (cuts.left / cuts.sums)[:, :, None]), right_part
 
 
 def _differentiate(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    centre: Tensor,
     mask: Tensor | None,
+    centre: Tensor,
     gradient: Tensor,
     outputs: Tensor,
     high_outputs: Tensor,
     high_shares: Tensor,
     sums: Tensor,
+    grad_query: Tensor,
+    grad_key: Tensor,
+    grad_value: Tensor,
     *,
+    parts: list[slice],
     slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value: sums over the queries, sorted in their turn."""
-    keys = _weigh_keys(key, mask, slope)
-    products = (gradient * outputs).sum(2)  # (R, M), what every row of the softmax's gradient subtracts
-    grad_query = (1 - slope) * ((gradient * high_outputs).sum(2) - products * high_shares)
-    order = query.argsort(dim=1)
-    cuts = _count_up_to(query.gather(1, order), -key)  # (R, N), queries left of each key's kink
-    left = _left_factor(query, keys.largest, slope).gather(1, order)[:, :, None]
-    scaled = torch.cat([gradient, products[:, :, None]], dim=2) / sums[:, :, None]  # (R, M, D + 1)
-    from_right = _sums_before(gather_rows(scaled, order.flip(1)), query.shape[1] - cuts) * keys.high[:, :, None]
-    from_left = _sums_before(gather_rows(scaled, order) * left, cuts) * keys.low[:, :, None]  # (R, N, D + 1)
-    inner = ((value - centre) * (from_right[:, :, :-1] + slope * from_left[:, :, :-1])).sum(2)
-    grad_key = inner - from_right[:, :, -1] - slope * from_left[:, :, -1]
-    return grad_query, grad_key, (from_right + from_left)[:, :, :-1]
-
-
-def autocast_is_on(tensor: Tensor) -> bool:
-    """Tell whether autocast rules where the tensor lies; on the meta device there is none."""
-    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
-
-
-def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Switch autocast off where the tensor lies."""
-    return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)
-
-
-def _count_up_to(ordered: Tensor, numbers: Tensor) -> Tensor:
-    """Count the entries of each ascending row (R, N) that are at most each of the numbers (R, M): (R, M)."""
-    return torch.searchsorted(ordered, numbers.contiguous(), right=True)  # it warns of any other layout
-
-
-def _weighted_sums(weights: Tensor, values: Tensor, order: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum weights (R, N) and weighted values (R, N, D) in an order (R, N) up to each of the places (R, M)."""
-    ordered = weights.gather(1, order)[:, :, None]
-    weighted = ordered * gather_rows(values, order)
-    return _sums_before(ordered, places)[:, :, 0], _sums_before(weighted, places)
+) -> None:
+    """Write the gradients of query, key and value: sums over the queries, sorted in their turn."""
+    keys = _weigh_keys(key.to(sums.dtype), mask, slope)
+    high, low = sums_from_both_ends(query, key, 1 / sums, _left_factor(query, keys.largest, slope) / sums)
+    products = torch.zeros_like(sums)  # (R, M), what every row of the softmax's gradient subtracts
+    for part in parts:
+        products += (gradient[:, :, part] * outputs[:, :, part]).sum(2)
+    grad_query.copy_((1 - slope) * ((gradient * high_outputs).sum(2) - products * high_shares))
+    inner_right, inner_left = -high.of_numbers(products), -low.of_numbers(products)  # (R, N)
+    for part in parts:
+        upstream, values = gradient[:, :, part].to(sums.dtype), _centred(value[:, :, part], centre[:, :, part])
+        from_right, from_left = high.of_vectors(upstream), low.of_vectors(upstream)  # (R, N, columns)
+        inner_right += (values * from_right).sum(2)
+        inner_left += (values * from_left).sum(2)
+        grad_value[:, :, part] = torch.addcmul(from_right * keys.high[:, :, None], from_left, keys.low[:, :, None])
+    grad_key.copy_(keys.high * inner_right + slope * keys.low * inner_left)
 
 
 def _weigh_keys(key: Tensor, mask: Tensor | None, slope: float) -> _Keys:
@@ -205,24 +207,42 @@ def _left_factor(query: Tensor, largest: Tensor, slope: float) -> Tensor:
     return (-(1 - slope) * F.relu(query + largest)).exp()
 
 
-def _sums_before(terms: Tensor, places: Tensor) -> Tensor:
-    """Return, for each place (R, M) from 0 to N, the sum of the terms (R, N, D) before it: (R, M, D)."""
-    sums = terms.cumsum(1)
-    found = gather_rows(sums, (places - 1).clamp(min=0))
-    return found.masked_fill((places == 0)[:, :, None], 0.0)
+def _centre(key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean value (R, 1, D) by the weights exp(k_j), the origin that values are measured from.
+
+    A softmax's gradient is a difference of sums, which lose digits where one key has nearly all the weight; measured
+    from where the weight is, both sums are small.
+    """
+    weights = (key if mask is None else key.masked_fill(~mask, torch.finfo(key.dtype).min)).softmax(1)
+    weights = weights if mask is None else weights.masked_fill(~mask, 0.0)  # 0 where every key is masked
+    with no_autocast(value):
+        return (weights[:, None] @ value).to(_summing_dtype(value))
 
 
-def gather_rows(matrix: Tensor, index: Tensor) -> Tensor:
-    """Take the vectors of matrix (R, N, D) at index (R, M): (R, M, D), copied whole, which gather would not."""
-    rows, count, dim = matrix.shape
-    flat = index + torch.arange(rows, device=index.device)[:, None] * count
-    return matrix.reshape(rows * count, dim).index_select(0, flat.flatten()).view(rows, index.shape[1], dim)
+def _centred(value: Tensor, centre: Tensor) -> Tensor:
+    return value.to(centre.dtype) - centre
 
 
-def _chunks(query: Tensor, key: Tensor, value: Tensor, *others: Tensor | None) -> list[tuple[Any, ...]]:
-    """Split every tensor by rows, so that a temporary is about _CHUNK_NUMBERS large, or one row if that is larger."""
-    size = max(1, _CHUNK_NUMBERS // (value.shape[2] * max(query.shape[1], key.shape[1])))
-    tensors = (query, key, value, *others)
-    pieces = [None if tensor is None else torch.split(tensor, size) for tensor in tensors]
-    count = -(-len(value) // size)
-    return [tuple(None if piece is None else piece[index] for piece in pieces) for index in range(count)]
+def _summing_dtype(tensor: Tensor) -> torch.dtype:
+    """Return fp64, or what the tensor has where there may be no fp64, as on Apple's GPUs."""
+    return torch.float64 if tensor.device.type in ("cpu", "cuda", "meta") else tensor.dtype
+
+
+def _is_transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` is at work, as autograd.Function itself asks."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _is_exporting() -> bool:
+    """Tell whether ``torch.export`` traces the code; torch 2.6 cannot say so, nor does it export the formulas."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Tell whether autocast rules where the tensor lies; on the meta device there is none."""
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Switch autocast off where the tensor lies."""
+    return nullcontext() if tensor.device.type == "meta" else torch.autocast(tensor.device.type, enabled=False)

@@ -386,20 +386,22 @@ def test_layers_refuse_settings_that_do_not_fit() -> None:
         GraphAttention(8, activation="tanh")  # type: ignore[arg-type]
 
 
-def test_layer_is_torch_geometric_gatconv_on_a_complete_graph() -> None:
-    geometric = pytest.importorskip("torch_geometric.nn", reason="an optional peer: pip install torch_geometric")
+@pytest.mark.parametrize("heads", [1, 3])
+def test_layer_is_torch_geometric_gatconv_on_a_complete_graph(heads: int) -> None:
+    geometric = pytest.importorskip("torch_geometric.nn", reason="a peer: pip install -r benchmarks/requirements.txt")
     torch.manual_seed(4)
-    theirs, nodes = geometric.GATConv(6, 6, add_self_loops=False), torch.randn(70, 6, requires_grad=True)
+    theirs = geometric.GATConv(6, 5, heads, add_self_loops=False).double()
+    nn.init.normal_(theirs.bias)
+    nodes = torch.randn(70, 6, dtype=torch.float64, requires_grad=True)
     source, target = torch.cartesian_prod(torch.arange(70), torch.arange(70)).T
     expected = theirs(nodes, torch.stack([source, target]))
-    values = theirs.lin(nodes)[None, None]  # (1, 1, N, D)
-    key, query = ((values * vector).sum(-1) for vector in (theirs.att_src[0, 0], theirs.att_dst[0, 0]))
+    values = theirs.lin(nodes).unflatten(1, (heads, 5)).transpose(0, 1)[None]  # (N, H D) -> (1, H, N, D)
+    key, query = ((values * vector.transpose(0, 1)).sum(-1) for vector in (theirs.att_src, theirs.att_dst))
     for method in ("dense", "sorted"):
-        found = graph_attention(query, key, values, method=method)[0, 0] + theirs.bias
+        found = graph_attention(query, key, values, method=method)[0].transpose(0, 1).flatten(1) + theirs.bias
         torch.testing.assert_close(found, expected)
-        gradients = [
-            torch.autograd.grad(item.square().sum(), nodes, retain_graph=True)[0] for item in (found, expected)
-        ]
+        tensors = (nodes, *theirs.parameters())
+        gradients = [torch.autograd.grad(item.square().sum(), tensors, retain_graph=True) for item in (found, expected)]
         torch.testing.assert_close(*gradients)
 
 

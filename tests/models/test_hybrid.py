@@ -50,6 +50,22 @@ class Timm(nn.Module):
         return logits
 
 
+class TimmEfficientNet(nn.Module):
+    """One whose conv_head is part of forward_features, as in timm's EfficientNet, MobileNetV2 and MnasNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_stem, self.conv_head, self.classifier = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), nn.Linear(8, 5)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.conv_head(self.conv_stem(images).relu())
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.forward_features(images).mean((2, 3)))
+        return logits
+
+
 def photos(count: int = 4, size: int = 8) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
@@ -128,7 +144,7 @@ def test_behind_a_speednet_it_starts_with_the_logits_of_the_speednet() -> None:
     ("pool", "name"), [(lambda maps: maps.amax((2, 3)), "max"), (lambda maps: maps.mean((2, 3)), "mean")]
 )
 def test_the_head_pools_as_the_backbone_does(pool: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    hybrid = hybrid_of(Pooled(pool))
+    hybrid = hybrid_of(Pooled(pool)).eval()
     assert hybrid.head.pool == name
     torch.testing.assert_close(hybrid(photos()), hybrid.backbone(photos()))
     assert not caplog.records
@@ -151,6 +167,7 @@ def test_an_unknown_pooling_is_named() -> None:
         TinyNet,
         Timm,
         partial(Timm, "NHWC"),
+        TimmEfficientNet,
         partial(torchvision.models.DenseNet, 4, (2, 2), 8, num_classes=5),
         partial(torchvision.models.MobileNetV2, 5, 0.25, [[1, 16, 1, 1]]),
         partial(torchvision.models.SwinTransformer, [2, 2], 8, [1, 1], [1, 1], [2, 2], num_classes=5),
@@ -181,14 +198,17 @@ def test_another_head_starts_at_random(build: Any, level: int, caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "cifarkit"):
         hybrid = hybrid_of(build())
     assert hybrid(photos()).shape == (4, 5)
-    assert [record.levelno for record in caplog.records if "starts at random" in record.getMessage()] == [level]
+    found = [record for record in caplog.records if "starts at random" in record.getMessage()]
+    assert [record.levelno for record in found] == [level]
+    assert found[0].getMessage().endswith("the backbone has none of its shape")
 
 
-def test_a_classifier_of_several_layers_lends_none() -> None:
+def test_a_classifier_of_several_layers_lends_none(caplog: pytest.LogCaptureFixture) -> None:
     network = TinyNet()
-    network.classifier = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    network.classifier = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 5))  # as timm's ConvNeXt has a norm there
     hybrid = hybrid_of(network)
-    assert not torch.equal(hybrid.head.linear.weight, network.classifier[2].weight)
+    assert not torch.equal(hybrid.head.linear.weight, network.classifier[1].weight)
+    assert "starts at random: the backbone has one of its shape only behind other layers" in caplog.text
 
 
 def test_a_convolution_behind_the_pooling_is_part_of_the_head() -> None:
@@ -203,6 +223,23 @@ def test_a_convolution_behind_the_pooling_is_part_of_the_head() -> None:
         False,
         False,
     ]
+
+
+def test_a_convolution_before_the_pooling_is_none() -> None:
+    network = TimmEfficientNet()
+    hybrid = hybrid_of(network)
+    assert torch.equal(hybrid.head.linear.weight, network.classifier.weight)
+    hybrid.unfreeze_backbone()
+    assert all(p.requires_grad for p in (*network.conv_stem.parameters(), *network.conv_head.parameters()))
+    assert not any(p.requires_grad for p in network.classifier.parameters())
+    assert not any(part._forward_pre_hooks for part in network.modules())
+
+
+def test_a_head_that_is_taken_away_is_not_missed() -> None:
+    hybrid = hybrid_of(TinyNet())
+    del hybrid.backbone.classifier
+    hybrid.unfreeze_backbone()
+    assert all(p.requires_grad for p in hybrid.parameters())
 
 
 def test_the_copy_of_the_linear_map_learns_alone() -> None:
@@ -376,7 +413,38 @@ def test_training_the_head_on_kept_features_is_training_the_whole(attention: Any
         torch.testing.assert_close(value, whole.state_dict()[name], atol=1e-6, rtol=0)
 
 
+def test_training_on_images_suggests_to_keep_the_features_once(caplog: pytest.LogCaptureFixture) -> None:
+    hybrid = hybrid_of(TinyNet())
+    with torch.no_grad():
+        hybrid(photos())
+    hybrid.eval()(photos())
+    assert not caplog.records
+    train(hybrid, [(photos(), torch.arange(4))] * 3)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "train .head on data.FeatureLoader(loader, hybrid.features) instead" in record.getMessage()
+
+
+def test_a_backbone_that_learns_suggests_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    train(hybrid_of(TinyNet(), freeze_backbone=False), [(photos(), torch.arange(4))])
+    assert not caplog.records
+
+
 # Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (photos().to(torch.uint8), r"images must be a float tensor, transformed as in training; got torch\.uint8"),
+        ([1.0], "images must be a float tensor, .*; got a list"),
+    ],
+)
+def test_what_are_no_prepared_images_is_named(images: Any, message: str) -> None:
+    hybrid = hybrid_of(TinyNet()).eval()
+    for call in (hybrid, hybrid.features, hybrid.attention_maps):
+        with pytest.raises(TypeError, match=message):
+            call(images)
 
 
 class Two(nn.Conv2d):
@@ -395,6 +463,12 @@ class Two(nn.Conv2d):
         ),
         (Two(3, 4, 1), {}, ValueError, r"backbone=Two gives a tuple and no feature map \(B, C, h, w\)"),
         (nn.Conv2d(3, 8, 9), {}, ValueError, r"Conv2d fails on an image of shape \(1, 3, 8, 8\) .*give the image_size"),
+        (
+            nn.Linear(3, 4),
+            {},
+            ValueError,
+            r"Linear fails on an image of .*; give a network that maps images to \(B, C, h, w\)",
+        ),
         (
             torchvision.models.VisionTransformer(16, 8, 1, 1, 8, 8),
             {},

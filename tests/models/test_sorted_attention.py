@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from cifarkit.models import GraphAttention, graph_attention, sorted_attention
+from cifarkit.models import GraphAttention, graph_attention, running_sums, sorted_attention
 from cifarkit.models.sorted_attention import fewest_nodes, is_faster_sorted
 
 Tensors = tuple[Tensor, ...]
@@ -88,6 +89,50 @@ def test_sorted_equals_dense_anywhere(nodes: int, scale: float, slope: float, hi
     assert_close(found, expected, 1e-11)
 
 
+SIGNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mixed": lambda numbers: numbers,
+    "ties": torch.round,
+    "positive": torch.abs,
+    "negative": lambda numbers: -numbers.abs(),
+}
+
+
+def vectors_of_some_length(nodes: int, scale: float, sign: str, dim: int, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (SIGNS[sign](torch.randn(1, 1, nodes, generator=generator) * scale) for _ in "qk")
+    return leaves((query, key, torch.randn(1, 1, nodes, dim, generator=generator)), torch.float32)
+
+
+# In each of these cases one or two keys had all the weight, and by chance their gradient was a thousandth of the sums
+# whose difference it is: summed in fp32, it was off by up to 4e-6.
+HARD = [
+    (2000, 10.0, "mixed", 16, 2000),
+    (2000, 10.0, "ties", 16, 2000),
+    (1000, 100.0, "ties", 16, 150),
+    (700, 30.0, "positive", 16, 171),
+    (2000, 30.0, "positive", 16, 315),
+]
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("nodes", "scale", "sign", "dim", "seed"), HARD)
+def test_a_key_gradient_far_below_its_parts(
+    nodes: int, scale: float, sign: str, dim: int, seed: int, graph: bool
+) -> None:
+    single = vectors_of_some_length(nodes, scale, sign, dim, seed)
+    dense = outputs_and_gradients(leaves(single, torch.float64), method="dense")
+    assert_close(outputs_and_gradients(single, method="sorted", create_graph=graph), dense, 3e-7)
+
+
+@pytest.mark.parametrize("dim", [16, 64])
+@pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
+@pytest.mark.parametrize("sign", ["mixed", "positive", "negative"])
+def test_float32_with_long_vectors(sign: str, scale: float, dim: int) -> None:
+    single = vectors_of_some_length(2000, scale, sign, dim, seed=int(scale))
+    dense = outputs_and_gradients(leaves(single, torch.float64), method="dense")
+    assert_close(outputs_and_gradients(single, method="sorted"), dense, 3e-7)
+
+
 # Derivatives.
 
 
@@ -147,20 +192,23 @@ def test_half_precision_is_summed_in_float32() -> None:
 # Rows, layouts, sizes.
 
 
-def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, rows = inputs(40), []
+@pytest.mark.parametrize(("numbers", "rows"), [(40 * 20 * 3, [3, 1]), (40 * 8 * 2, [2, 2]), (1, [1, 1, 1, 1])])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, numbers: int, rows: list[int]) -> None:
+    tensors, found = inputs(40, dim=20), []
     expected = outputs_and_gradients(tensors, method="sorted")
-    for name in ("_attend", "_differentiate"):
+    for name in ("_cut", "_differentiate"):
         original = getattr(sorted_attention, name)
 
-        def spy(*args: Tensor, original: Attend = original, **options: float) -> Tensors:
-            rows.append(len(args[0]))
+        def spy(*args: Any, original: Callable[..., Any] = original, **options: Any) -> Any:
+            found.append(len(args[0]))
             return original(*args, **options)
 
         monkeypatch.setattr(sorted_attention, name, spy)
-    monkeypatch.setattr(sorted_attention, "_CHUNK_NUMBERS", 40 * 4 * 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(running_sums, "_CHUNK_NUMBERS", numbers)
+    monkeypatch.setattr(running_sums, "_MOST_COLUMNS", 8 if numbers < 40 * 20 else 20)
     assert_close(outputs_and_gradients(tensors, method="sorted"), expected, 1e-14)
-    assert rows == [3, 1, 3, 1]
+    assert found == 2 * rows
 
 
 def test_no_tensor_of_all_pairs_is_made() -> None:
@@ -176,7 +224,7 @@ def test_no_tensor_of_all_pairs_is_made() -> None:
 
     with Watch():
         outputs_and_gradients(tensors, method="sorted")
-    assert largest <= 2 * 2048 * 4 * 8  # bytes of all nodes' vectors in fp64, as the test draws them
+    assert largest <= 2 * 2049 * 4 * 8  # bytes of all nodes' vectors in fp64, and of the 0 that a running sum starts at
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -202,6 +250,69 @@ def test_empty_tensors_give_empty_outputs(method: str, batch: int, heads: int, q
 @pytest.mark.parametrize("method", ["auto", "dense", "sorted"])
 def test_a_layer_takes_no_images(method: str) -> None:
     assert GraphAttention(8, 2, method=method)(torch.ones(0, 50, 8)).shape == (0, 50, 8)
+
+
+# Transforms of torch.func, and torch.export.
+
+
+def attend_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, method: str) -> Tensor:
+    seen = None if mask is None else mask[None]
+    return graph_attention(query[None], key[None], value[None], method=method, mask=seen)[0]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_torch_func_goes_through_sorting(hidden: bool) -> None:
+    query, key, value = (tensor.detach() for tensor in inputs(30))
+    mask = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)) < 0.6 if hidden else None
+
+    def results(method: str) -> list[Tensor]:
+        def attend(*tensors: Tensor) -> Tensor:
+            return graph_attention(*tensors, method=method, mask=mask)
+
+        def loss(one_key: Tensor) -> Tensor:
+            return attend(query, one_key, value).square().sum()
+
+        over = (0, 0, 0, None if mask is None else 0, None)
+        return [
+            torch.func.grad(loss)(key),
+            torch.func.jvp(attend, (query, key, value), (key, value[..., 0], value.cos()))[1],
+            torch.func.hessian(loss)(key),
+            torch.func.vmap(attend_one, over)(query, key, value, mask, method),
+        ]
+
+    for found, expected in zip(results("sorted"), results("dense"), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_gradients_of_single_images_where_auto_sorts() -> None:
+    torch.manual_seed(0)
+    layer, nodes = GraphAttention(8, 2), torch.randn(2, 1100, 8)
+    assert is_faster_sorted(torch.empty(1, 2, 1100), torch.empty(1, 2, 1100, 4))
+    weights = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        outputs: Tensor = torch.func.functional_call(layer, parameters, (image[None],))
+        return outputs.square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, nodes)
+    for index, image in enumerate(nodes):
+        expected = torch.autograd.grad(loss(weights, image), [*weights.values()])
+        for name, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(found[name][index], gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch 2.6 exports no attention by sorting")
+@pytest.mark.parametrize(("method", "strict"), [("sorted", True), ("auto", False)])
+def test_the_batch_of_an_exported_layer_is_free(method: str, strict: bool) -> None:
+    layer: nn.Module = GraphAttention(8, 2, method=method)
+    nodes = torch.randn(3, 700, 8)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(layer, (nodes,), dynamic_shapes=shapes, strict=strict)
+    assert "searchsorted" in str(program.graph)  # few pairs in one image, many in a batch: sorted for any
+    for count in (1, 3, 5):
+        torch.testing.assert_close(
+            program.module()(nodes[:1].expand(count, -1, -1)), layer(nodes[:1]).expand(count, -1, -1)
+        )
 
 
 # What "auto" goes by.
