@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # of guides
+
+from make_notebooks import REPOSITORY
 
 import cifarkit
 
@@ -19,10 +22,13 @@ extensions = ["myst_nb", "sphinx-mathjax-offline", "sphinx.ext.autodoc", "sphinx
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"cifarkit {release}"
+html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 linkcheck_anchors_ignore_for_url = [r"https://github.com/"]  # GitHub makes them by JavaScript
-linkcheck_ignore = [r"https://github.com/cifarkit/cifarkit"]  # until the repository is there
+linkcheck_ignore = [re.escape(REPOSITORY), r"https://colab\.research\.google\.com/"]  # until the repository is there
 linkcheck_retries, linkcheck_timeout = 3, 30
 nb_execution_in_temp = True  # a guide finds no file of the clone, and leaves none
 nb_execution_raise_on_error = True

@@ -4,6 +4,9 @@
 
 A guide is Markdown with ``code-cell`` blocks, which Sphinx runs. A notebook is the same text and code without outputs,
 below a Colab badge and a cell that installs cifarkit where it is missing.
+
+REPOSITORY is the only source of the address of the repository, too: the command writes it into every file that names
+another.
 """
 
 from __future__ import annotations
@@ -13,11 +16,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = "https://github.com/cifarkit/cifarkit"  # the one place that names it
-DOCS = Path(__file__).parent
+REPOSITORY = "https://github.com/cifarkit/cifarkit"
+DOCS = Path(__file__).resolve().parent
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 NOTEBOOKS = DOCS.parent / "examples" / "notebooks"
 
+ADDRESSED = ("README.md", "CITATION.cff", "setup.cfg", "docs/index.md", "docs/quickstart.md", "docs/guides/*.md")
+
+_ADDRESS = re.compile(r"\bgithub(?P<colab>\.com)?/[\w-]+/cifarkit\b")  # Colab's has no ".com" before the owner
 _HEADER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[\w-]+:[^\n]*\n)+)", re.DOTALL)
@@ -52,10 +58,26 @@ def to_text(notebook: dict[str, Any]) -> str:
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
 
+def with_address(text: str) -> str:
+    """Return a text in which every address of the repository, in Colab's links as well, is that of REPOSITORY."""
+    owner = REPOSITORY.removeprefix("https://github.com/")
+    return _ADDRESS.sub(lambda found: f"github{found['colab'] or ''}/{owner}", text)
+
+
+def find_addressed() -> list[Path]:
+    """Return the files that name the repository."""
+    return sorted(path for pattern in ADDRESSED for path in DOCS.parent.glob(pattern))
+
+
+def colab_address(name: str) -> str:
+    """Return where Colab opens a notebook."""
+    folder = REPOSITORY.replace("github.com", "colab.research.google.com/github")
+    return f"{folder}/blob/main/examples/notebooks/{name}.ipynb"
+
+
 def _badge(name: str) -> str:
-    address = f"{REPOSITORY.replace('github.com', 'colab.research.google.com/github')}/blob/main/examples/notebooks"
     picture = "https://colab.research.google.com/assets/colab-badge.svg"
-    return f"[![Open in Colab]({picture})]({address}/{name}.ipynb)"
+    return f"[![Open in Colab]({picture})]({colab_address(name)})"
 
 
 def _for_notebook(prose: str, folder: Path) -> str:
@@ -80,6 +102,8 @@ def _code(text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    for path in find_addressed():
+        path.write_text(with_address(path.read_text(encoding="utf-8")), encoding="utf-8")
     NOTEBOOKS.mkdir(exist_ok=True)
     for guide in GUIDES:
         (NOTEBOOKS / f"{guide.stem}.ipynb").write_text(to_text(make_notebook(guide)), encoding="utf-8")

@@ -48,6 +48,7 @@ SCRIPT = re.compile(
 )
 LEFT_OUT = {  # commands of several pages, each with why it is not run
     r"pip install|^pre-commit install": "installs packages",
+    r"^(git clone|cd cifarkit$)": "fetches the repository",
     r"--nnodes": "needs several machines",
     r"^(pytest|bash \.ci/run|sphinx-build)": "has a stage of its own in .ci/run",
 }

@@ -45,6 +45,12 @@ PAGES = {  # the page of each arm of benchmarks/tricks.py
     "EMA 0.99": "averaging",
     "SWA, rate 0.02 in the last quarter": "averaging",
     "SWA over a constant rate": "averaging",
+    "alternating flip": "alternating_flip",
+    "crops of 24 pixels in the first half": "progressive_crops",
+    "the harder half of 256": "selective",
+    "bf16-mixed": "mixed_precision",
+    "Muon, rate 0.04": "muon",
+    "constant rate, early stopping": "early_stopping",
 }
 RESNETS = {  # file in docs/data: what was trained
     "resnet18-cifar10-10-epochs.csv": "SGD, one cycle to 0.1, batch 128",
@@ -70,21 +76,27 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def trick_row(runs: dict[str, Any], arm: str) -> list[str]:
-    """Return an arm's accuracy, its gain taken seed by seed, and its seconds over those of the reference."""
+    """Return an arm's accuracy, its gain taken seed by seed, and its processor time over those of the reference."""
     reference, own = runs["reference"], runs[arm]
     seeds = [seed for seed in own if seed in reference]
     accuracy = spread([100 * own[seed]["accuracy"] for seed in seeds])
     gain = spread([100 * (own[seed]["accuracy"] - reference[seed]["accuracy"]) for seed in seeds], "+")
-    seconds = [statistics.median(run[seed]["seconds"] for seed in seeds) for run in (own, reference)]
+    seconds = [statistics.median(map(cost, run.values())) for run in (own, reference)]
     return [f"{accuracy} %", "" if arm == "reference" else gain, f"{seconds[0] / seconds[1]:.2f}"]
+
+
+def cost(run: dict[str, Any]) -> float:
+    """Return the processor seconds of a training, or its seconds by the clock where no others were noted."""
+    return float(run.get("cpu_seconds", run["seconds"]))
 
 
 COLUMNS = ["accuracy", "gain, points", "time, reference = 1"]
 
 
 def tricks(*arms: str) -> str:
-    """Make the table of some arms of benchmarks/tricks.py."""
-    study = read_json("tricks")
+    """Make the table of some arms of benchmarks/tricks.py, of the later study that holds the last of them."""
+    studies = [read_json(name) for name in ("tricks", "tricks_more")]
+    study = next((item for item in reversed(studies) if arms[-1] in item["runs"]), studies[0])
     known = [arm for arm in ("reference", *arms) if arm in study["runs"]]
     if len(known) == 1:
         return not_measured(f"python benchmarks/tricks.py --arms {' '.join(repr(arm) for arm in arms)}")
@@ -92,9 +104,9 @@ def tricks(*arms: str) -> str:
     return f"{table}\n\n{conditions(study)}"
 
 
-def all_tricks(folder: str = "") -> str:
-    """Make the table of every arm of benchmarks/tricks.py, with links to the pages in a folder, "tricks/" or so."""
-    study = read_json("tricks")
+def all_tricks(folder: str = "", name: str = "tricks") -> str:
+    """Make the table of every arm of a study by benchmarks/tricks.py, with links to the pages in a folder."""
+    study = read_json(name)
     arms = [arm for arm in study["runs"] if arm != "reference"]
     names = [f"[{arm}]({folder}{PAGES[arm]}.md)" if arm in PAGES else arm for arm in arms]
     rows = [[name, *trick_row(study["runs"], arm)] for name, arm in zip(names, arms, strict=True)]
@@ -104,13 +116,14 @@ def all_tricks(folder: str = "") -> str:
 def conditions(study: dict[str, Any]) -> str:
     """Say what the figures of benchmarks/tricks.py hold for."""
     settings, reference = study["settings"], study["runs"]["reference"].values()
-    seconds = [run["seconds"] for run in reference]
+    seconds = [cost(run) for run in reference]
+    of_what = "processor seconds on one thread" if "cpu_seconds" in next(iter(reference)) else "seconds"
     words = (
         f"A small SpeedNet, {settings['images']:,} training images, {settings['epochs']} epochs, "
         f"{next(iter(reference))['updates']} updates, {len(reference)} seeds; mean ± standard deviation. Time is a "
-        f"ratio of medians, and means little below a fifth: runs of the reference took {min(seconds):.0f} to "
-        f"{max(seconds):.0f} s. The reference is crop + flip, SGD and one cycle. Command and details: "
-        "[Results](../results.md#what-each-trick-gains-or-costs)."
+        f"ratio of medians of {of_what} and means little below a fifth: runs of the reference took "
+        f"{min(seconds):.0f} to {max(seconds):.0f} s. The reference is crop + flip, SGD and one cycle. Command and "
+        "details: [Results](../results.md#what-each-trick-gains-or-costs)."
     )
     return textwrap.fill(words, 120, break_on_hyphens=False, break_long_words=False)
 
@@ -193,7 +206,8 @@ def machine(content: dict[str, Any]) -> str:
 
 def command_of(name: str) -> str:
     """Name the script that writes docs/data/NAME.json; that of the explanations is an example."""
-    return "python examples/explain.py" if name == "explanations" else f"python benchmarks/{name}.py"
+    scripts = {"explanations": "examples/explain.py", "tricks_more": "benchmarks/tricks.py"}
+    return f"python {scripts.get(name, f'benchmarks/{name}.py')}"
 
 
 def not_measured(command: str) -> str:

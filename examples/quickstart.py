@@ -2,7 +2,8 @@
 
     python examples/quickstart.py
 
-It prints the accuracy (above 99 %) and writes six pictures to a new folder below runs/.
+It prints the accuracy (above 99 %), writes six pictures to a new folder below runs/, and report.html, which shows them
+all on one page.
 """
 
 import argparse
@@ -50,4 +51,5 @@ plots.image_grid(test_set.images[:32], logits[:32].argmax(1), test_set.classes, 
 plots.training_curves(run.history, folder / "curves.png")
 plots.confusion_matrix(logits.argmax(1), test_set.labels, test_set.classes, folder / "confusion.png")
 plots.confident_mistakes(test_set.images, logits, test_set.labels, test_set.classes, path=folder / "mistakes.png")
-print(f"test accuracy {accuracy:.1%} on {len(test_set):,} new images after {run.seconds:.0f} s; pictures in {folder}")
+page = cifarkit.report(folder)
+print(f"test accuracy {accuracy:.1%} on {len(test_set):,} new images after {run.seconds:.0f} s; pictures in {page}")

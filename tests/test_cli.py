@@ -104,8 +104,9 @@ def test_missing_flags_are_named(here: Path) -> None:
 
 
 def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["train", "--tiny", "--name", "small"]) == 0
+    assert commands.main(["train", "--tiny"]) == 0
     (folder,) = (here / "runs").iterdir()
+    assert folder.name.endswith("-shapes-tiny")
     assert {"settings.json", "best.pt", "metrics.csv", "confusion.png", "report.html"} <= {
         *(x.name for x in folder.iterdir())
     }
@@ -117,11 +118,25 @@ def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pyte
     assert "--class 'dragon' is unknown; the classes are" in capsys.readouterr().err
     assert commands.main(["doctor", str(folder), "--steps", "0"]) == 0
     assert commands.main(["train", "--resume", str(folder)]) == 0  # it is over already, and says so
+    assert commands.main(["train", "--tiny", "--folder", str(folder)]) == 0  # the same
+    assert [path.name for path in (here / "runs").iterdir()] == [folder.name]
+    assert not (folder / "metrics-2.csv").exists()
+
+
+def test_one_process_of_several_trains_on_its_part_and_writes_no_settings(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert shared.own_part() == {"rank": 1, "world_size": 2}
+    shared.write_settings(here, {})
+    assert not (here / "settings.json").exists()
 
 
 def test_a_diffusion_model_is_trained_and_sampled(here: Path) -> None:
-    assert commands.main(["train", "--tiny", "--recipe", "ddpm"]) == 0
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--name", "small"]) == 0
     (folder,) = (here / "runs").iterdir()
+    assert folder.name.endswith("-small")
     assert [*(folder / "samples").glob("*.png")]
     assert commands.main(["generate", str(folder), "--per-class", "1", "--steps", "2"]) == 0
     assert len([*(folder / "generated").rglob("*.png")]) == 10
@@ -131,6 +146,7 @@ def test_a_rate_is_looked_for(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert commands.main(["lr-find", "--tiny", "--steps", "12", "--batch-size", "20"]) == 0
     (folder,) = (here / "runs").iterdir()
     assert {x.name for x in folder.iterdir()} == {"learning_rate.csv", "learning_rate.png", "report.html"}
+    assert (folder / "learning_rate.csv").read_text().startswith("learning_rate,loss,smooth,suggestion\n")
     assert "suggest" in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """The pages: blocks name a language and compile, links and names lead somewhere, tables are those of the data."""
 
 import ast
+import configparser
 import importlib.util
 import inspect
 import pkgutil
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import cifarkit
 
@@ -32,7 +34,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-run_blocks, tables = load("run_blocks"), load("tables")
+run_blocks, tables, make_notebooks = load("run_blocks"), load("tables"), load("make_notebooks")
+CELLS = [path for path in PAGES if "{code-cell}" in path.read_text(encoding="utf-8")]
+TYPED = re.compile(r"<!-- typed: .+? -->\n\n.*?(?=\n\n|\Z)", re.DOTALL)  # a mark, and the paragraph or table below it
 
 
 def shown(path: Path) -> str:
@@ -56,10 +60,50 @@ def test_python_blocks_compile(path: Path) -> None:
             compile("\n" * block.line + block.text, block.page, "exec")
 
 
+def cells_of(path: Path) -> list[str]:
+    """The code of a page that readers see, without the options of its cells."""
+    cells = [block.text for block in run_blocks.find_blocks(path) if block.language == "{code-cell}"]
+    seen = [cell for cell in cells if "remove-cell" not in cell]
+    return [re.sub(r"\A---\n.*?\n---\n", "", cell, flags=re.DOTALL) for cell in seen]
+
+
+@pytest.mark.parametrize("path", CELLS, ids=shown)
+def test_the_cells_of_a_page_are_a_script(path: Path) -> None:
+    tree = ast.parse("\n".join(cells_of(path)), shown(path))
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert {"torch", "cifarkit"} <= imported
+
+
+@pytest.mark.parametrize("path", CELLS, ids=shown)
+def test_the_code_of_a_page_is_not_cut_by_its_column(path: Path) -> None:
+    assert [line for cell in cells_of(path) for line in cell.splitlines() if len(line) > 88] == []
+
+
+def test_the_quick_start_says_how_a_script_keeps_its_pictures() -> None:
+    assert 'path="predictions.png"' in cells_of(DOCS / "quickstart.md")[-1]
+    assert "In a script add `path=" in prose(DOCS / "quickstart.md")
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=shown)
 def test_links_to_files_lead_somewhere(path: Path) -> None:
     targets = [target for target, _ in LINK.findall(prose(path)) if not re.match(r"[a-z]+:", target)]
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=shown)
+def test_links_into_the_repository_lead_somewhere(path: Path) -> None:
+    folder = re.compile(rf"\({re.escape(make_notebooks.REPOSITORY)}/(?:blob|raw|tree)/main/([^)#]+)(?:#([^)]+))?\)")
+    links = folder.findall(path.read_text(encoding="utf-8"))
+    assert [target for target, _ in links if not (ROOT / target).exists()] == []
+    assert [name for target, name in links if name and name not in anchors(ROOT / target)] == []
+
+
+def test_the_readme_needs_no_clone_to_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
 
 
 def anchors(path: Path) -> set[str]:
@@ -141,6 +185,26 @@ def test_no_table_of_the_benchmarks_is_typed() -> None:
     assert re.findall(r"^\|.*", typed, re.MULTILINE) == []
 
 
+@pytest.mark.parametrize("path", PAGES, ids=shown)
+def test_a_typed_table_of_figures_says_where_they_are_from(path: Path) -> None:
+    typed = TYPED.sub("", tables.PLACE.sub("", prose(path)))
+    rows = re.findall(r"^\|.*", re.sub(r"`[^`]*`", "", typed), re.MULTILINE)
+    assert [row for row in rows if re.search(r"\d\.\d|\d %", row)] == []
+
+
+def test_figures_in_the_prose_of_the_results_are_those_of_its_tables() -> None:
+    text = prose(DOCS / "results.md")
+    made = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,.]*\d|\d", "".join(made_tables(text)))]
+    untold = re.findall(r"(?<![\w.,])\d+\.\d+(?![.\d])", TYPED.sub("", tables.PLACE.sub("", text)))
+    digits = {number: len(number.partition(".")[2]) for number in untold}
+    known = {f"{value:.{count}f}" for count in {*digits.values()} for value in made}
+    assert [number for number in untold if number not in known] == [], "mark the paragraph by <!-- typed: source -->"
+
+
+def made_tables(text: str) -> Iterator[str]:
+    return (place[0] for place in tables.PLACE.finditer(text))
+
+
 def test_links_of_the_tricks_start_in_the_page() -> None:
     assert "[cutout of 8 pixels](tricks/cutout.md)" in tables.all_tricks("tricks/")
     assert "[cutout of 8 pixels](cutout.md)" in tables.all_tricks()
@@ -186,6 +250,7 @@ def test_filling_twice_changes_nothing() -> None:
         ),
         ("python examples/a.py --x 1 \\\n    --y 2", "python examples/a.py --x 1 --y 2 --tiny", ""),
         ("torchrun --nnodes 2 examples/a.py", "", "needs several machines"),
+        ("git clone https://a/b && cd cifarkit\npip install -e .", "", "fetches the repository, installs packages"),
         ("# a comment\necho done", "echo done", ""),
     ],
 )
@@ -197,6 +262,57 @@ def test_blocks_of_guides_run_too() -> None:
     blocks = run_blocks.choose_blocks(["guides"])
     assert [block.text.split("(")[0] for block in blocks["docs/guides/explain.md"]] == ["photo = data.read_images"]
     assert "docs/guides/explain.md" in run_blocks.PREPARED
+
+
+@pytest.mark.parametrize("path", make_notebooks.find_addressed(), ids=shown)
+def test_the_repository_has_one_address(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert make_notebooks.with_address(text) == text, "run python docs/make_notebooks.py"
+
+
+def test_no_other_page_names_the_repository() -> None:
+    named = [path for path in TEXTS if make_notebooks.REPOSITORY in path.read_text(encoding="utf-8")]
+    assert {*named} <= {*make_notebooks.find_addressed()}
+
+
+def test_a_moved_repository_is_named_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "git+https://github.com/cifarkit/cifarkit, colab.research.google.com/github/cifarkit/cifarkit/blob, cifarkit/x"
+    )
+    monkeypatch.setattr(make_notebooks, "REPOSITORY", "https://github.com/someone/else")
+    moved = "git+https://github.com/someone/else, colab.research.google.com/github/someone/else/blob, cifarkit/x"
+    assert make_notebooks.with_address(text) == moved
+
+
+@pytest.mark.parametrize("name", ["docs/index.md", "docs/quickstart.md", "README.md"])
+def test_a_reader_learns_how_to_get_it(name: str) -> None:
+    blocks = [block.text for block in run_blocks.find_blocks(ROOT / name) if block.language == "bash"]
+    assert any(f"git clone {make_notebooks.REPOSITORY} && cd cifarkit" in text for text in blocks)
+    assert any("pip install -e ." in text for text in blocks)
+
+
+@pytest.mark.parametrize(
+    "name", ["docs/index.md", "docs/quickstart.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+)
+def test_supported_versions_are_those_of_setup(name: str) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = {item.name: item for item in map(Requirement, setup["options"]["install_requires"].split())}
+    (torch,) = needed["torch"].specifier
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+    assert f"PyTorch {torch.version} or newer" in text or f"PyTorch | {torch.version} or newer" in text
+    assert re.search(r"Python (\| )?3\.10\.12, 3\.11\.4 or newer", text)
+
+
+def test_tested_versions_are_those_of_the_workflow() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())["jobs"]
+    newest = jobs["newest"]["strategy"]["matrix"]["python"]
+    oldest = dict(line.split("==") for line in (ROOT / ".ci" / "oldest.txt").read_text().splitlines() if "==" in line)
+    index, guide = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", "CONTRIBUTING.md"))
+    assert ", ".join(newest) in index
+    assert oldest["torch"] in index
+    assert f"{', '.join(newest[:-1])} and {newest[-1]}" in guide
+    assert [name for name in ("torch", "numpy", "captum") if oldest[name] not in guide] == []
 
 
 def test_the_workflow_follows_links_by_itself() -> None:

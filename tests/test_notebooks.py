@@ -61,6 +61,14 @@ def test_notebook_begins_with_colab_and_the_installation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_guide_offers_its_notebook(name: str) -> None:
+    guide = (ROOT / "docs" / "guides" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"]({maker.colab_address(name)})" in guide
+    assert f"<../../examples/notebooks/{name}.ipynb>" in guide
+    assert cells(name, "code")[1] == "%matplotlib inline"  # which readers of the page do not see
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_in_a_notebook_needs_sphinx(name: str) -> None:
     prose = "\n".join(cells(name, "markdown"))
     assert re.findall(r"\{[\w:.-]+\}`|^\w*```\{|\]\((?!https?://)[^)]*\)", prose, re.MULTILINE) == []

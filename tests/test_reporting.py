@@ -222,6 +222,44 @@ def test_a_sweep_alone_is_a_page(tmp_path: Path) -> None:
     assert "missing" not in made.text
 
 
+def test_the_chart_of_a_sweep_marks_its_suggestion_and_cuts_the_divergence(tmp_path: Path) -> None:
+    rows = [f"{rate},{loss},{loss},0.03" for rate, loss in ((0.001, 2), (0.01, 1.5), (0.1, 1), (1, 900))]
+    (tmp_path / "learning_rate.csv").write_text("\n".join(["learning_rate,loss,smooth,suggestion", *rows]))
+    chart = charts.sweep_chart(read_run(tmp_path))
+    assert chart is not None
+    assert (chart.mark, chart.top) == (0.03, 2.35)
+    made = Page(report(tmp_path))
+    assert "suggestion 0.03" in made.text
+    (cut,) = made.all("clippath")
+    assert {line["clip-path"] for line in made.all("polyline")} == {f"url(#{cut['id']})"}
+    heights = [y for _, y in made.charts[0]["lines"][0]["places"]]
+    assert 12 < heights[0] < heights[2] < 226
+    assert heights[3] < 0
+
+
+@pytest.mark.parametrize("suggestion", ["", "nan", "5"])
+def test_a_sweep_without_a_suggestion_has_no_mark(tmp_path: Path, suggestion: str) -> None:
+    rows = f"0.001,2,{suggestion}\n0.01,1.5,{suggestion}\n"
+    (tmp_path / "learning_rate.csv").write_text(f"learning_rate,loss,suggestion\n{rows}")
+    chart = charts.sweep_chart(read_run(tmp_path))
+    assert chart is not None
+    assert (chart.mark, chart.top) == (None, None)
+    assert "suggestion" not in charts.draw_chart(chart, 0)
+
+
+def test_where_a_run_lies_is_no_difference(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        config = {"callbacks": [{"class": "ModelCheckpoint", "folder": f"PosixPath('runs/{run.name}')"}]}
+        (run / "config.json").write_text(json.dumps(config))
+    text = Page(report(*runs)).text
+    assert "No setting differs." in text
+    assert "runs/one" not in text
+    alone = Page(report(runs[0])).text
+    assert "runs/one" in alone
+    assert "PosixPath" not in alone
+
+
 def test_the_reason_of_an_early_end_is_told(run: Path) -> None:
     (run / "metrics.csv").write_text("epoch,step,stopped_because\n0,3,SIGTERM was received\n")
     assert "SIGTERM was received" in Page(report(run)).text
@@ -328,6 +366,32 @@ document.title = [...document.querySelectorAll("#summary tbody th")].map((cell) 
 """
     document, _ = browse(report(*runs), script)
     assert "<title>abc</title>" in document
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path or in CIFARKIT_BROWSER")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_keeps_the_names_of_runs_readable(tmp_path: Path, width: int) -> None:
+    runs = [make_run(tmp_path / f"2026-11-24-cifar10-{name}") for name in ("4-minutes", "resnet18-label-smoothing")]
+    draw(runs[0] / "samples" / "epoch-0.png")
+    script = """
+const box = document.querySelector("#summary .scroll"), names = [...box.querySelectorAll("tbody th")];
+const left = () => Math.round(names[0].getBoundingClientRect().left - box.getBoundingClientRect().left);
+box.style.maxWidth = "360px";
+box.scrollLeft = 300;
+const height = Math.max(...names.map((name) => name.offsetHeight));
+const frame = document.querySelector(".frame"), image = frame.querySelector("img");
+const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+document.title = [Math.min(...names.map((name) => name.offsetWidth)), height, box.scrollLeft, left(),
+  frame.clientWidth - image.clientWidth, wide].join("|");
+"""
+    document, console = browse(report(*runs, path=tmp_path / "both.html"), script, f"--window-size={width},800")
+    found = re.search("<title>(.*?)</title>", document)
+    assert found
+    name, height, moved, left, slab, wide = found[1].split("|")
+    assert int(name) >= 190  # of 12rem
+    assert int(height) < 90  # three lines at the most
+    assert (float(moved) > 100, left, slab, wide) == (True, "0", "0", "false")  # sticks while the rest is scrolled
+    assert console == ""
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path or in CIFARKIT_BROWSER")

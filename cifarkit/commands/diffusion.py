@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cifarkit import training, transforms
-from cifarkit.commands.shared import flags_of, write_settings
+from cifarkit.commands.shared import flags_of, own_part, write_settings
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.training import schedules
 
@@ -22,7 +22,7 @@ def build_network(settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def fit(
-    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | None
+    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
 ) -> training.Run:
     """Train with a moving average, whose samples are drawn as the run goes."""
     from cifarkit.diffusion import NoiseSchedule
@@ -39,7 +39,8 @@ def fit(
     write_settings(folder, settings)
     to_signed = transforms.Normalize(0.5, 0.5)  # to [-1, 1]
     augment = transforms.Compose([transforms.RandomHorizontalFlip(), to_signed])
-    loader = Loader(train_set, 128, shuffle=True, seed=args.seed, transform=augment)
+    part = own_part()
+    loader = Loader(train_set, 128 // part["world_size"], shuffle=True, seed=args.seed, transform=augment, **part)
     network = build_network(settings)
     task = DiffusionTask(network, torch.optim.Adam(network.parameters(), 5e-4), NoiseSchedule.cosine())
     epochs = 1 if args.tiny else args.epochs
@@ -56,7 +57,7 @@ def fit(
         ],
         loggers=[training.CSVLogger(folder)],
     )
-    return trainer.fit(task, loader, Loader(val_set, 500, transform=to_signed), resume=resume)
+    return trainer.fit(task, loader, Loader(val_set, 500, transform=to_signed, **part), resume=resume)
 
 
 def _sample_grid(train_set: ImageDataset, folder: Path, every: int, average: Any, steps: int) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from cifarkit.commands.shared import add_data_flags, load_images
 from cifarkit.data import Loader
 from cifarkit.files import write_atomically
 from cifarkit.seeding import seed_everything
+from cifarkit.training.lr_finder import smoothed
 
 _MODELS: dict[str, Callable[[int], nn.Module]] = {
     "speednet": models.SpeedNet,
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     sweep = training.lr_find(task, loader, trainer=trainer, **limits)
     folder = training.run_folder(f"{Path(args.data).stem}-lr-find")
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([("learning_rate", "loss"), *zip(sweep.learning_rates, sweep.losses, strict=True)])
+    columns = (sweep.learning_rates, sweep.losses, smoothed(sweep.losses).tolist(), itertools.repeat(sweep.suggestion))
+    csv.writer(text).writerows([("learning_rate", "loss", "smooth", "suggestion"), *zip(*columns, strict=False)])
     write_atomically(text.getvalue().encode(), folder / "learning_rate.csv")
     sweep.plot(folder / "learning_rate.png")
     print(f"{sweep.verdict}; see {reporting.report(folder)}")

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from cifarkit import data, transforms
-from cifarkit.files import write_atomically
+from cifarkit.files import read_file, shown, write_atomically
+from cifarkit.training import distributed
 
 _SETTINGS = "settings.json"
 _OFFICIAL = ("shapes", "cifar10", "cifar100")
@@ -19,6 +20,7 @@ _NEEDED = {  # what `train` notes of each kind of network
     "diffusion model": ("network", "classes", "image_shape", "flags"),
 }
 _FLAGS = ("data", "root", "download", "seed", "tiny", "recipe", "val", "epochs", "base_channels")
+_LARGEST = 10_000_000  # bytes of settings
 TINY = 600  # images of --tiny
 
 
@@ -49,9 +51,15 @@ def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
 
+def own_part() -> dict[str, Any]:
+    """Return the arguments by which a Loader gives this process, one of those of torchrun, its part of each batch."""
+    return {"rank": distributed.rank(), "world_size": distributed.world_size()}
+
+
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in the run folder what the other commands need to build its network anew."""
-    write_atomically(f"{json.dumps(settings, indent=2)}\n".encode(), folder / _SETTINGS)
+    """Note in the run folder what the other commands need to build its network anew; of several processes rank 0."""
+    if distributed.rank() == 0:
+        write_atomically(f"{json.dumps(settings, indent=2)}\n".encode(), folder / _SETTINGS)
 
 
 def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -63,28 +71,29 @@ def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]
     path = Path(folder) / _SETTINGS
     if not path.is_file():
         raise ValueError(
-            f"{folder} holds no {_SETTINGS}, which `python -m cifarkit train` writes; runs of your own scripts are "
-            "explained and sampled from Python, as the guides show"
+            f"{shown(folder)} holds no {_SETTINGS}, which `python -m cifarkit train` writes; runs of your own scripts "
+            "are explained and sampled from Python, as the guides show"
         )
     try:
-        settings: dict[str, Any] = json.loads(path.read_bytes())
+        settings: dict[str, Any] = json.loads(read_file(path, _LARGEST))
         found = settings["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if kind is not None and found != kind:
-        raise ValueError(f"{folder} is a run of a {found}; this command needs a {kind}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # the last of brackets in brackets
+        raise ValueError(f"{shown(path)} is damaged: {error}") from error
     if found not in [*_NEEDED]:  # it may be anything, unhashable things too
-        raise ValueError(f"{path} is damaged: its kind {found!r} is none of {', '.join(_NEEDED)}")
+        kinds = ", ".join(_NEEDED)
+        raise ValueError(f"{shown(path)} is damaged: its kind {repr(found)[:100]} is none of {kinds}")
+    if kind is not None and found != kind:
+        raise ValueError(f"{shown(folder)} is a run of a {found}; this command needs a {kind}")
     missing = [key for key in _NEEDED[found] if key not in settings]
     missing += [f"flags.{name}" for name in _FLAGS if name not in settings.get("flags", _FLAGS)]
     if missing:
-        raise ValueError(f"{path} is incomplete: it lacks {', '.join(map(repr, missing))}; train again")
+        raise ValueError(f"{shown(path)} is incomplete: it lacks {', '.join(map(repr, missing))}; train again")
     return settings
 
 
 def flags_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags of a training, as JSON holds them."""
-    return {name: value for name, value in vars(args).items() if name not in ("run", "resume", "traceback")}
+    return {name: value for name, value in vars(args).items() if name not in ("run", "folder", "resume", "traceback")}
 
 
 def recorded_flags(settings: dict[str, Any]) -> argparse.Namespace:

@@ -3,8 +3,10 @@
     python -m cifarkit train --data cifar10 --root data --download --recipe 4-minutes
     python -m cifarkit train --data cifar10 --recipe ddpm --epochs 60
     python -m cifarkit train --resume runs/<its folder>
+    torchrun --nproc-per-node 2 --max-restarts 3 -m cifarkit train --folder runs/two
 
-The run gets a folder of its own below runs/, with settings, metrics, checkpoints, pictures and report.html.
+The run gets a folder of its own below runs/, with settings, metrics, checkpoints, pictures and report.html. If --folder
+names it, the same command given again goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from cifarkit import plots, predict, recipes, reporting, training, transforms
 from cifarkit.commands import diffusion
@@ -19,6 +22,7 @@ from cifarkit.commands.shared import (
     add_data_flags,
     flags_of,
     load_images,
+    own_part,
     read_settings,
     recorded_flags,
     write_settings,
@@ -37,22 +41,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--epochs", type=int, default=20, help="of ddpm; a recipe has its own")
     flag("--base-channels", type=int, default=64, help="of ddpm's network")
     flag("--name", help="of the run folder")
+    flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
     flag("--resume", metavar="FOLDER", help="go on with a stopped run, with the flags it had")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, draw the pictures and write the report."""
-    folder = None
+    resume, folder = args.resume or "auto", args.resume or args.folder
     if args.resume:
-        folder = Path(args.resume)
-        args = recorded_flags(read_settings(folder))
+        args = recorded_flags(read_settings(args.resume))
     seed_everything(args.seed)
     whole = load_images(args, train=True)
     train_set, val_set = whole.split(1 - args.val, args.val)
-    resume = folder
-    folder = folder or training.run_folder(args.name or f"{Path(args.data).stem}-{args.recipe}")
+    kind = "tiny" if args.tiny and args.recipe != "ddpm" else args.recipe  # no recipe takes minutes then
+    folder = Path(folder or training.run_folder(args.name or f"{Path(args.data).stem}-{kind}"))
     fit = diffusion.fit if args.recipe == "ddpm" else fit_classifier
     result = fit(args, train_set, val_set, folder, resume)
+    if training.distributed.rank():
+        return 0
     page = reporting.report(folder)
     shown = {name: value for name, value in result.metrics.items() if name.startswith("val_")}
     words = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fit_classifier(
-    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | None
+    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
 ) -> training.Run:
     """Train by a recipe, and draw confusions and mistakes among the images held out."""
     recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
@@ -82,9 +88,14 @@ def fit_classifier(
     callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200)]
     trainer = recipe.trainer(callbacks=callbacks, loggers=[training.CSVLogger(folder)])
     loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
-    result = trainer.fit(task, loader, Loader(val_set, 500, transform=normalize), resume=resume)
+    result = trainer.fit(task, loader, Loader(val_set, 500, transform=normalize, **own_part()), resume=resume)
+    if training.distributed.rank() == 0:
+        _draw(task, val_set, normalize, folder)
+    return result
+
+
+def _draw(task: training.ClassificationTask, val_set: ImageDataset, normalize: Any, folder: Path) -> None:
     logits = predict(task.model, normalize(val_set.images))
     classes = val_set.classes
     plots.confusion_matrix(logits.argmax(1), val_set.labels, classes, folder / "confusion.png")
     plots.confident_mistakes(val_set.images, logits, val_set.labels, classes, path=folder / "mistakes.png")
-    return result

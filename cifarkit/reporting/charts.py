@@ -34,13 +34,22 @@ class Line:
 
 @dataclass
 class Chart:
-    """Curves that share their axes; percent multiplies by 100, logarithmic is the horizontal axis."""
+    """Curves that share their axes.
+
+    Attributes:
+        percent: multiply by 100.
+        logarithmic: the horizontal axis.
+        mark: where the horizontal axis has a suggestion, or None.
+        top: what lies above it is cut off; None shows all.
+    """
 
     title: str
     x_label: str
     lines: list[Line] = field(default_factory=list)
     percent: bool = False
     logarithmic: bool = False
+    mark: float | None = None
+    top: float | None = None
 
 
 def metric_charts(runs: Sequence[RunFiles], x: str) -> list[Chart]:
@@ -67,15 +76,25 @@ def metric_charts(runs: Sequence[RunFiles], x: str) -> list[Chart]:
 
 
 def sweep_chart(run: RunFiles) -> Chart | None:
-    """Make the chart of a learning-rate sweep, loss against rate, or None if there is none."""
+    """Make the chart of a learning-rate sweep, loss against rate, or None if there is none.
+
+    As in :func:`cifarkit.plots.lr_sweep`, the view ends a little above the loss the sweep began with.
+    """
     points = [point for point in _points(run.sweep, "learning_rate", "loss") if point[0] > 0]
     if len(points) < 2:
         return None
-    lines = [Line("loss", points)]
+    chart = Chart(f"{run.name}: loss", "learning rate", [Line("loss", points)], logarithmic=True)
+    rates = [rate for rate, _ in points]
+    suggestions = (row.get("suggestion") for row in run.sweep)
+    chart.mark = next((rate for rate in suggestions if rate is not None and min(rates) <= rate <= max(rates)), None)
     smooth = [point for point in _points(run.sweep, "learning_rate", "smooth") if point[0] > 0]
     if smooth:
-        lines.append(Line("smoothed", smooth, 1))
-    return thinned([Chart(f"{run.name}: loss", "learning rate", lines, logarithmic=True)])[0]
+        chart.lines.append(Line("smoothed", smooth, 1))
+        losses = [loss for _, loss in smooth]
+        low = min(losses)
+        high = max(losses[: losses.index(low) + 1])
+        chart.top = high + 0.35 * max(high - low, 0.05 * abs(low), 1e-6)
+    return thinned([chart])[0]
 
 
 def family_of(column: str) -> str:
@@ -97,16 +116,22 @@ def thinned(charts: list[Chart]) -> list[Chart]:
 def draw_chart(chart: Chart, number: int) -> str:
     """Return the chart as a figure with an SVG that the cursor of page.js finds by its id."""
     frame = _Frame(chart)
-    parts = [*frame.axes()]
+    parts = [*frame.axes(), *_mark(frame)]
+    cut: dict[str, Any] = {}
+    if chart.top is not None:
+        box = {"x": _LEFT, "y": _TOP, "width": _WIDTH - _LEFT - _RIGHT, "height": _HEIGHT - _TOP - _BOTTOM}
+        parts.append(tag("clipPath", tag("rect", **box), id=f"inside-{number}"))
+        cut["clip_path"] = f"url(#inside-{number})"
     for index, line in enumerate(chart.lines):
         places = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
         kind = f"line color-{line.color}{' dashed' if line.dashed else ''}"
-        parts.append(tag("polyline", points=places, class_=kind, data_line=index))
+        parts.append(tag("polyline", points=places, class_=kind, data_line=index, **cut))
         if len(line.points) == 1:
             x, y = line.points[0]
             place = {"cx": f"{frame.x(x):.1f}", "cy": f"{frame.y(y):.1f}", "r": 4}
             parts.append(tag("circle", **place, class_=f"dot color-{line.color}", data_line=index))
     last = "; ".join(f"{line.name} ends at {line.points[-1][1]:.4g}" for line in chart.lines[:8])
+    last += "" if chart.mark is None else f"; suggestion {chart.mark:.2g}"
     label = f"{chart.title} against {chart.x_label}: {last}. Arrow keys move a cursor."
     view = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "role": "img", "tabindex": 0, "aria_label": label}
     svg = tag("svg", "".join(parts), **view)
@@ -140,6 +165,17 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     }
 
 
+def _mark(frame: _Frame) -> Iterable[str]:
+    """Draw the suggestion as an upright line with its number, on the side where there is room."""
+    if frame.chart.mark is None:
+        return
+    place, bottom = frame.x(frame.chart.mark), _HEIGHT - _BOTTOM
+    at_right = place < (_LEFT + _WIDTH - _RIGHT) / 2
+    yield tag("line", x1=f"{place:.1f}", x2=f"{place:.1f}", y1=_TOP, y2=bottom, class_="mark")
+    text = {"x": f"{place + (6 if at_right else -6):.1f}", "y": bottom - 8, "class_": "right" if at_right else "left"}
+    yield tag("text", f"suggestion {frame.chart.mark:.2g}", **text)
+
+
 def _places(frame: _Frame, line: Line) -> list[list[float]]:
     return [[round(frame.x(x), 1), round(frame.y(y), 1)] for x, y in line.points]
 
@@ -151,7 +187,8 @@ class _Frame:
         self.chart = chart
         self.logarithmic = chart.logarithmic
         xs = [self._along(x) for line in chart.lines for x, _ in line.points]
-        ys = [y for line in chart.lines for _, y in line.points]
+        top = math.inf if chart.top is None else chart.top
+        ys = [min(y, top) for line in chart.lines for _, y in line.points]
         self.low_x, self.high_x = _widen(min(xs), max(xs), 0.0)
         self.low_y, self.high_y = _widen(min(ys), max(ys), 0.06)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from cifarkit.files import read_file
+
 Row: TypeAlias = dict[str, float | None]
 
 _WORST_LINES = 3  # damaged lines that are named one by one
@@ -105,16 +107,14 @@ def _read_config(run: RunFiles, file: str) -> dict[str, Any]:
 
 def _read_text(run: RunFiles, file: str, without: str) -> str:
     """Return the text of a file, or nothing and a sentence about it."""
-    path = run.folder / file
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            run.problems.append(f"{file} is too large for a page: {path.stat().st_size / 1e6:.0f} MB")
-            return ""
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(run.folder / file, _LARGEST_FILE).decode("utf-8-sig")
     except FileNotFoundError:
         run.problems.append(f"{file} is missing: {without}")
     except UnicodeDecodeError as error:
         run.problems.append(f"{file} is damaged: it is no UTF-8 text at byte {error.start}")
+    except ValueError as error:  # a pipe, which might never end, or far too much
+        run.problems.append(f"{file} is refused: {error}")
     except OSError as error:
         run.problems.append(f"{file} cannot be read: {error.strerror or error}")
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from cifarkit.reporting.charts import family_of
@@ -10,6 +11,8 @@ from cifarkit.reporting.reading import RunFiles, flatten
 
 _MOST_METRICS = 8
 _ABSENT = "–"
+_PATH = re.compile(r"(?:Posix|Windows)?Path\('(.*)'\)")
+_PLACES = ("folder", "path")  # settings that only say where a run lies
 
 
 def summarize(run: RunFiles) -> dict[str, str]:
@@ -53,11 +56,15 @@ def compare(runs: Sequence[RunFiles]) -> tuple[list[str], list[list[str]]]:
 
 
 def compare_settings(runs: Sequence[RunFiles], most: int = 400) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the rows (setting, its value in each run) of those that differ, and of those that do not."""
+    """Return the rows (setting, its value in each run) of those that differ, and of those that do not.
+
+    Where a run lies differs always, so that is in neither.
+    """
     settings = [flatten(run.config) for run in runs]
     names = [*dict.fromkeys(name for one in settings for name in one)][:most]
-    rows = [[name, *(one.get(name, _ABSENT) for one in settings)] for name in names]
-    return [row for row in rows if len({*row[1:]}) > 1], [row for row in rows if len({*row[1:]}) == 1]
+    rows = [[name, *(_PATH.sub(r"\1", one.get(name, _ABSENT)) for one in settings)] for name in names]
+    different = [row for row in rows if len({*row[1:]}) > 1 and row[0].rpartition(".")[2] not in _PLACES]
+    return different, [row for row in rows if len({*row[1:]}) == 1]
 
 
 def _is_result(name: str) -> bool:
