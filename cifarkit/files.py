@@ -80,17 +80,23 @@ def write_atomically(content: bytes, path: str | Path) -> None:
         file.write(content)
 
 
-def read_file(path: str | Path) -> bytes:
+def read_file(path: str | Path, most: int | None = None) -> bytes:
     """Read a whole file, but nothing that might never end.
 
+    Args:
+        most: bytes that such a file can have; None for any number.
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is a folder, a pipe or a device.
+        ValueError: if it is a folder, a pipe or a device, or larger than that.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{shown(path)} is a folder, a pipe or a device; give a file")
-    return path.read_bytes()
+    with path.open("rb") as file:
+        content = file.read(-1 if most is None else most + 1)  # not judged by its size, which may be wrong
+    if most is not None and len(content) > most:
+        raise ValueError(f"{shown(path)} is larger than {most / 1e6:g} MB, too large for what it should be")
+    return content
 
 
 def shown(path: str | Path) -> str:

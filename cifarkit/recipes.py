@@ -12,7 +12,7 @@ from torch import Tensor
 from cifarkit import transforms
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.models import SpeedNet
-from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, muon_groups
+from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, distributed, muon_groups
 
 _WHITENING_IMAGES = 5_000
 _SGD_LR = 0.7  # of the kernels without Muon
@@ -31,7 +31,7 @@ class SpeedRecipe:
         sides: {first epoch: side of the crops in pixels}; smaller crops take less time.
         padding: pixels added around the image before a crop of full size.
         cutout: side of a square that is blanked, 0 for none.
-        batch_size: images that the network is trained on in an update.
+        batch_size: images that the network is trained on in an update, of all processes together.
         keep: share of the images that are trained on, those a proxy finds hardest (:class:`SelectiveTask`); 1 is all.
         select_from: epoch from which the hardest are chosen; before it, the share is drawn at random.
         proxy_widths: of the proxy, a SpeedNet as well.
@@ -65,7 +65,10 @@ class SpeedRecipe:
     alternating_flip: bool = True
 
     def loader(self, train_set: ImageDataset, *, seed: int = 0, device: str | torch.device = "cpu") -> Loader:
-        """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch."""
+        """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch.
+
+        Of several processes each makes its part of every batch.
+        """
         normalize = transforms.Normalize(*train_set.mean_std())
         side_of_images = max(train_set.image_shape[1:])
 
@@ -77,8 +80,17 @@ class SpeedRecipe:
             return transforms.Compose([crop, flip, *cutout, normalize])
 
         stages = transforms.ByEpoch({epoch: augment(side) for epoch, side in self.sides.items()})
+        processes = distributed.world_size()
         return Loader(
-            train_set, self._images_a_batch, shuffle=True, drop_last=True, seed=seed, transform=stages, device=device
+            train_set,
+            max(1, self._images_a_batch // processes),
+            shuffle=True,
+            drop_last=True,
+            seed=seed,
+            transform=stages,
+            device=device,
+            rank=distributed.rank(),
+            world_size=processes,
         )
 
     def task(self, train_set: ImageDataset) -> ClassificationTask:

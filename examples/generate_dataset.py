@@ -3,8 +3,9 @@
     python examples/generate_dataset.py --weights runs/<run>/last.pt --average ema --per-class 5000 --folder generated
 
 Flags of the network must be those it was trained with. With --classifier (weights of a SpeedNet, see speedrun.py) only
-images that it takes for what they are to show are kept, and a score is printed. Several machines share a folder and the
-work by --rank 0 --world-size 2 and --rank 1 --world-size 2.
+images that it takes for what they are to show are kept, and a score is printed. Several processes share a folder and
+the work: those that torchrun starts, or any by --rank 0 --world-size 2 and --rank 1 --world-size 2. Copies are then
+looked for, and the score is taken, among the images of rank 0.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import cifarkit
 from cifarkit import data, diffusion, generation, models, transforms
 from cifarkit.models import UNet
 from cifarkit.plots import nearest_pairs
+from cifarkit.training import distributed
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
@@ -32,7 +34,8 @@ flag("--guidance", type=float, default=0.0)
 flag("--classifier", metavar="FILE", help="weights of a SpeedNet")
 flag("--per-class", type=int, default=500)
 flag("--folder", default="generated")
-for name, value in {"--batch-size": 100, "--seed": 0, "--rank": 0, "--world-size": 1}.items():
+own = {"--rank": distributed.rank(), "--world-size": distributed.world_size()}  # 0 and 1 without torchrun
+for name, value in {"--batch-size": 100, "--seed": 0, **own}.items():
     flag(name, type=int, default=value)
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
@@ -70,6 +73,8 @@ about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network
 keep = generation.KeepConfident(classifier, normalize) if args.classifier else None
 options = {name: getattr(args, name) for name in ("per_class", "folder", "batch_size", "seed", "rank", "world_size")}
 made = generation.generate_dataset(sample, classes=classes, keep=keep, about=about, **options)
+if args.rank:
+    raise SystemExit
 check = generation.check_copies(train_set.images, made.images, test_set.images[:2_000], mirror=True)
 nearest_pairs(made.images, train_set.images, *check.copies, path=f"{args.folder}-nearest.png")
 print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")

@@ -2,9 +2,11 @@
 
     python examples/train_classifier.py --data cifar10 --root data --download --model resnet18 --precision bf16-mixed
 
-Every run gets a folder of its own below runs/, with settings, metrics, checkpoints and pictures. A run that was stopped
-or killed goes on with the same flags and --resume runs/<its folder>. Measured runs stand in docs/results.md. Several
-processes share each batch when the script is started by torchrun --nproc-per-node 2 examples/train_classifier.py.
+Every run gets a folder of its own below runs/, with settings, metrics, checkpoints and a report. A run that was stopped
+or killed goes on with the same flags and --resume runs/<its folder>; one whose --folder is named goes on whenever the
+same command is given again. Measured runs stand in docs/results.md. Several processes share each batch:
+
+    torchrun --nproc-per-node 2 --max-restarts 3 examples/train_classifier.py --folder runs/two
 """
 
 import argparse
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cifarkit import data, models, plots, schedules, seed_everything, training, transforms
+from cifarkit import data, models, plots, report, schedules, seed_everything, training, transforms
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
@@ -42,7 +44,8 @@ flag("--patience", type=int, help="epochs without a better val_acc before stoppi
 flag("--compile", action="store_true")
 flag("--tensorboard", action="store_true")
 flag("--wandb", metavar="PROJECT", help="log to Weights & Biases, offline")
-flag("--resume", metavar="FOLDER")
+flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
+flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must hold a run")
 flag("--test", metavar="SOURCE", nargs="?", const="", help="look at the test images, once, at the end")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
@@ -83,7 +86,7 @@ else:
 mix = getattr(transforms, args.mix)(1.0) if args.mix else None
 task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
 
-folder = Path(args.resume) if args.resume else training.run_folder(f"{Path(args.data).stem}-{args.model}")
+folder = Path(args.resume or args.folder or training.run_folder(f"{Path(args.data).stem}-{args.model}"))
 callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200), training.LearningRateMonitor()]
 callbacks += [training.ExponentialMovingAverage(args.ema)] if args.ema else []
 callbacks += [training.StochasticWeightAveraging()] if args.swa else []
@@ -101,12 +104,13 @@ trainer = training.Trainer(
     callbacks=callbacks,
     loggers=loggers,
 )
-run = trainer.fit(task, train_loader, val_loader, resume=args.resume)
+run = trainer.fit(task, train_loader, val_loader, resume=args.resume or "auto")
 if args.test is not None:
     test_set = load(args.test or args.data, train=False)
     results = trainer.evaluate(task, data.Loader(test_set, 500, transform=normalize, **part))
 if part["rank"] == 0:
     plots.training_curves(run.history, folder / "curves.png")
-    print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
+    page = report(folder)
+    print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {page}")
     if args.test is not None:
         print(f"test_acc {results['val_acc']:.4f}")

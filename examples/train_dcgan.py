@@ -4,7 +4,8 @@
 
 plain: BatchNorm, Adam(0.5) and the non-saturating loss. strong: spectral norm, hinge loss, differentiable augmentation
 and a moving average of the generator. After each epoch a line says in words how it goes, and a grid of samples, a row a
-class, is written to the run's folder below runs/. A stopped run goes on with the same flags and --resume FOLDER.
+class, is written to the run's folder below runs/. A stopped run goes on with the same flags and --resume FOLDER, one
+whose --folder is named whenever the same command is given again. Several processes started by torchrun share a batch.
 """
 
 import argparse
@@ -26,11 +27,12 @@ flag("--recipe", default="strong", choices=["plain", "strong"])
 flag("--base-channels", type=int, default=64)
 flag("--epochs", type=int, default=50)
 flag("--minutes", type=float, help="stop after so long")
-flag("--batch-size", type=int, default=64)
+flag("--batch-size", type=int, default=64, help="of all processes together")
 flag("--lr", type=float, default=2e-4)
 flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--seed", type=int, default=0)
-flag("--resume", metavar="FOLDER")
+flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
+flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must hold a run")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 if args.tiny:
@@ -45,7 +47,9 @@ else:
     train_set = data.load_npz(args.data)
 train_set = train_set.split(300)[0] if args.tiny else train_set
 to_signed = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Normalize(0.5, 0.5)])  # to [-1, 1]
-loader = data.Loader(train_set, args.batch_size, shuffle=True, drop_last=True, seed=args.seed, transform=to_signed)
+part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
+choices = {"drop_last": True, "seed": args.seed, "transform": to_signed, **part}
+loader = data.Loader(train_set, args.batch_size // part["world_size"], shuffle=True, **choices)
 
 strong, classes = args.recipe == "strong", train_set.num_classes
 shape = {"base_channels": args.base_channels, "num_classes": classes, "image_size": train_set.image_shape[1]}
@@ -55,7 +59,7 @@ adam = [torch.optim.Adam(network.parameters(), args.lr, betas=(0.5, 0.999)) for 
 choices = {"loss": "hinge", "augment": DifferentiableAugmentation()} if strong else {}
 task = GANTask(generator, discriminator, *adam, **choices)
 
-folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"dcgan-{args.recipe}")
+folder = Path(args.resume or args.folder or cifarkit.run_folder(f"dcgan-{args.recipe}"))
 average = training.ExponentialMovingAverage(0.999, network="generator") if strong else None
 latents, labels = torch.randn(8 * classes, generator.latent_dim), torch.arange(classes).repeat_interleave(8)
 grid = SampleGrid(lambda task: task.generate(latents, labels), folder / "samples", average=average)
@@ -68,7 +72,8 @@ trainer = training.Trainer(
     callbacks=callbacks,
     loggers=[training.CSVLogger(folder)],
 )
-run = trainer.fit(task, loader, resume=args.resume)
-best = "the averaged generator" if average else "the generator"
-print(f"{run.step} updates in {run.seconds:.0f} s; samples in {folder / 'samples'}")
-print(f"{best} is read from {folder / 'last.pt'} by load_weights({'average=' + repr('ema') if average else ''})")
+run = trainer.fit(task, loader, resume=args.resume or "auto")
+if part["rank"] == 0:
+    best = "the averaged generator" if average else "the generator"
+    print(f"{run.step} updates in {run.seconds:.0f} s; samples in {folder / 'samples'}")
+    print(f"{best} is read from {folder / 'last.pt'} by load_weights({'average=' + repr('ema') if average else ''})")

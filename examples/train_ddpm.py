@@ -10,7 +10,7 @@ quarter of the work, which suits a CPU; the network then has 6.5 M parameters.
 
 Every few epochs a grid of samples of the averaged network, a row a class, is written to the run's folder, at the end
 also the way of one image out of noise. generate_dataset.py goes on from there. A stopped run goes on with the same
-flags, if they name its --folder.
+flags, if they name its --folder. Several processes started by torchrun share a batch.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import torch
 
 import cifarkit
 from cifarkit import data, diffusion, plots, schedules, training, transforms
+from cifarkit.files import write_atomically
 from cifarkit.models import UNet
 from cifarkit.training import DiffusionTask, SampleGrid
 
@@ -40,7 +41,8 @@ flag("--ema", type=float, help="decay of the average; without it one that fits t
 flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--linear", action="store_true", help="DDPM's noise schedule instead of the cosine")
 flag("--minutes", type=float, help="plan and stop the training by the time instead of --epochs")
-flag("--folder", "--resume", help="of the run, new or to go on with; a new one below runs/ if left out")
+flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
+flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must hold a run")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 if args.tiny:
@@ -54,8 +56,10 @@ else:
 train_set, val_set = (images.split(min(300, len(images)))[0] if args.tiny else images).split(0.98, 0.02)
 to_signed = transforms.Normalize(0.5, 0.5)  # to [-1, 1]
 augment = transforms.Compose([transforms.RandomHorizontalFlip(), to_signed])
-loader = data.Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=augment)
-val_loader = data.Loader(val_set, 500, transform=to_signed)
+part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
+batch_size = args.batch_size // part["world_size"]  # so --batch-size is that of all processes together
+loader = data.Loader(train_set, batch_size, shuffle=True, seed=args.seed, transform=augment, **part)
+val_loader = data.Loader(val_set, 500, transform=to_signed, **part)
 
 count, target = train_set.num_classes, "velocity" if args.velocity else "noise"
 shape = {name: getattr(args, name) for name in ("base_channels", "multipliers", "patch", "dropout")}
@@ -74,20 +78,21 @@ def sample(task: DiffusionTask, first: int | None = None, path: list[torch.Tenso
     return diffusion.sample_ddim(watched, noise[:first], schedule, steps=3 if args.tiny else 31)
 
 
-folder = Path(args.folder) if args.folder else cifarkit.run_folder("ddpm")
+folder = Path(args.resume or args.folder or cifarkit.run_folder("ddpm"))
 settings = {"precision": args.precision, "schedule": schedules.cosine(warmup=0.05), "gradient_clip_val": 1.0}
-plan, updates = folder / "plan.json", args.epochs * len(loader)
-if plan.exists():  # a run that goes on must not be given another end, nor another average
-    updates = json.loads(plan.read_text())["updates"]
-elif args.minutes:
-    trial = training.Trainer(**settings, max_steps=len(loader), progress=False)
-    seconds = training.estimate_seconds(trial, task, loader, steps=2 if args.tiny else 20) / len(loader)
-    updates = max(1, int(0.9 * 60 * args.minutes / seconds))  # a tenth is left for averages, grids and validation
-    print(
-        f"{seconds:.3f} s an update: {updates:,} updates, {updates / len(loader):.1f} epochs, are planned", flush=True
-    )
-folder.mkdir(parents=True, exist_ok=True)
-plan.write_text(json.dumps({"updates": updates}))
+plan, told = folder / "plan.json", training.distributed.from_first_rank  # what rank 0 knows holds for all
+with training.distributed.process_group():
+    # A run that goes on must not be given another end, nor another average.
+    updates = told(lambda: json.loads(plan.read_text())["updates"] if plan.exists() else None)
+    if updates is None and args.minutes:
+        trial = training.Trainer(**settings, max_steps=len(loader), progress=False)
+        seconds = training.estimate_seconds(trial, task, loader, steps=2 if args.tiny else 20) / len(loader)
+        updates = told(lambda: max(1, int(0.9 * 60 * args.minutes / seconds)))  # a tenth is for averages, grids ...
+        if part["rank"] == 0:
+            epochs = updates / len(loader)
+            print(f"{seconds:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)
+    updates = updates or args.epochs * len(loader)
+    told(lambda: write_atomically(json.dumps({"updates": updates}).encode(), plan))
 
 average = training.ExponentialMovingAverage(args.ema or 1 - 1 / max(10, updates / 20))
 path: list[torch.Tensor] = []  # one image on its way out of noise
@@ -95,8 +100,10 @@ grid = SampleGrid(sample, folder / "samples", every_n_epochs=args.every, average
 limit = [training.TimeLimit(60 * args.minutes)] if args.minutes else []
 callbacks = [average, grid, training.ModelCheckpoint(folder, every_n_steps=500), *limit]
 settings |= {"callbacks": callbacks, "loggers": [training.CSVLogger(folder)], "max_steps": updates}
-run = training.Trainer(**settings).fit(task, loader, val_loader, resume="auto")
-with average.swapped(task):
-    path.append(sample(task, 1, path))
-plots.image_grid(torch.cat(path), path=folder / "path.png", value_range=(-1, 1))
-print(f"val_loss_ema {run.metrics['val_loss_ema']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {folder}")
+run = training.Trainer(**settings).fit(task, loader, val_loader, resume=args.resume or "auto")
+if part["rank"] == 0:
+    with average.swapped(task):
+        path.append(sample(task, 1, path))
+    plots.image_grid(torch.cat(path), path=folder / "path.png", value_range=(-1, 1))
+    loss = f"val_loss_ema {run.metrics['val_loss_ema']:.4f}"
+    print(f"{loss} after {run.step} updates and {run.seconds:.0f} s; see {folder}")

@@ -19,6 +19,14 @@ def test_crops_grow_with_the_epochs() -> None:
     assert sides == [{24}, {28}, {32}, {32}]
 
 
+def test_of_several_processes_each_makes_its_part_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = recipes.TINY.loader(TRAIN)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    loader = recipes.TINY.loader(TRAIN)
+    assert (loader.rank, loader.world_size, loader.batch_size, len(loader)) == (1, 2, 25, len(alone))
+
+
 def test_the_network_is_whitened_and_its_stem_stays() -> None:
     task = recipes.TINY.task(TRAIN)
     stem = task.model.stem[0].weight.clone()

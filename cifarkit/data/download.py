@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
 from cifarkit.checks import check_integer
+from cifarkit.data.expected import Expected
 
 _CHUNK = 1 << 16
 _PROGRESS = 1 << 16  # bytes an attempt must add to count as progress, so that a line cut often still ends
@@ -47,7 +48,8 @@ def download(
 
     A partial file, ``<path>.part``, is kept when the line fails and continued by the next attempt, mirror or call;
     it is renamed to path only after its checks. A file already at path that passes them is not fetched again.
-    Processes that want the same file wait for the first of them (not on Windows).
+    Processes that want the same file wait for the first of them (not on Windows). A partial file that is a link is not
+    written through: it makes room for one that is begun anew.
 
     Args:
         urls: mirrors of the same file (http, https or file), tried in this order.
@@ -67,43 +69,10 @@ def download(
     job = _Job(path, path.with_name(path.name + ".part"), Expected(md5, sha256, size), progress, timeout_seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
+        job.remove_links()
         if not path.exists() or job.expected.problem(path) is not None:
             _try_mirrors(job, addresses, attempts, backoff_seconds)
     return path
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What is known of a file: checksums in hexadecimal and length in bytes, each of them or None."""
-
-    md5: str | None = None
-    sha256: str | None = None
-    size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, digest, length in (("md5", self.md5, 32), ("sha256", self.sha256, 64)):
-            if digest is not None and not re.fullmatch(f"[0-9a-fA-F]{{{length}}}", digest):
-                raise ValueError(f"{name}={digest!r} must be {length} hexadecimal digits")
-
-    def __str__(self) -> str:
-        facts = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value is not None)
-        return f" ({facts})" if facts else ""
-
-    def problem(self, path: Path) -> str | None:
-        """Return what is wrong with the file at path, or None."""
-        length = path.stat().st_size
-        if self.size is not None and length != self.size:
-            return f"{length} bytes instead of {self.size}"
-        digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
-        wanted = {name: value for name, value in (("md5", self.md5), ("sha256", self.sha256)) if value is not None}
-        with path.open("rb") as file:
-            while wanted and (chunk := file.read(1 << 20)):
-                for name in wanted:
-                    digests[name].update(chunk)
-        for name, value in wanted.items():
-            if digests[name].hexdigest() != value.lower():
-                return f"{name} is {digests[name].hexdigest()} instead of {value.lower()}"
-        return None
 
 
 class _MirrorError(Exception):
@@ -167,6 +136,15 @@ class _Job:
         """Where the address and version of the partial file are noted."""
         return self.part.with_name(self.part.name + ".json")
 
+    def remove_links(self) -> None:
+        """Remove what stands in the place of the partial file and its note and leads elsewhere, or is no file at all.
+
+        Another name of a file, a hard link, leads elsewhere as well.
+        """
+        for file in (self.part, self.origin_file):
+            if os.path.lexists(file) and not (stat.S_ISREG(file.lstat().st_mode) and file.lstat().st_nlink == 1):
+                file.unlink()
+
     def discard(self) -> None:
         self.part.unlink(missing_ok=True)
         self.origin_file.unlink(missing_ok=True)
@@ -196,7 +174,8 @@ class _Job:
                 raise _MirrorError("the file changed between two attempts", again=True)
             if not resumed:
                 self.discard()  # before the new note, which must never describe the old bytes
-            self.origin_file.write_text(json.dumps({"url": url, "version": version}))
+            with _open_no_link(self.origin_file, os.O_TRUNC) as note:
+                note.write(json.dumps({"url": url, "version": version}).encode())
             self._receive(response, start if resumed else 0, total)
 
     def _resumable_origin(self, url: str) -> dict[str, Any]:
@@ -243,7 +222,7 @@ class _Job:
     def _receive(self, response: Any, start: int, total: int | None) -> None:
         hidden = None if self.progress else True  # None: shown on a terminal only
         bar = tqdm(total=total, initial=start, desc=self.path.name, unit="B", unit_scale=True, disable=hidden)
-        with bar, self.part.open("ab" if start else "wb") as file:
+        with bar, _open_no_link(self.part, os.O_APPEND if start else os.O_TRUNC) as file:
             for chunk in _chunks(response):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -253,6 +232,12 @@ class _Job:
             os.fsync(file.fileno())
         if total is not None and self.position < total:
             raise _MirrorError(f"the line was cut after {self.position} of {total} bytes", again=True)
+
+
+def _open_no_link(path: Path, how: int) -> BinaryIO:
+    """Open a file to write, and fail if a link has taken its name."""
+    flags = os.O_WRONLY | os.O_CREAT | how | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return open(os.open(path, flags, 0o666), "ab" if how == os.O_APPEND else "wb")  # noqa: PTH123  (a descriptor)
 
 
 def _chunks(response: Any) -> Iterator[bytes]:

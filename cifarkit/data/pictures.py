@@ -40,7 +40,7 @@ def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None)
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
+        raise FileNotFoundError(f"{shown(root)}: no such folder")
     shape = None if size is None else check_size("size", size)
     files = _class_folders(root)
     paths = [path for pictures in files.values() for path in pictures]
@@ -69,7 +69,7 @@ def read_images(source: str | Path | Sequence[str | Path], *, size: int | tuple[
     if len(paths) == 1 and paths[0].is_dir():
         folder, paths = paths[0], _pictures_in(paths[0])
         if not paths:
-            raise ValueError(f"{folder} holds no picture; for one folder a class use image_folder")
+            raise ValueError(f"{shown(folder)} holds no picture; for one folder a class use image_folder")
     if not paths:
         raise ValueError(f"source={source!r} names no picture; give a folder or some files")
     shape = None if size is None else check_size("size", size)
@@ -103,11 +103,14 @@ def _class_folders(root: Path) -> dict[str, list[Path]]:
     """List the pictures of each class, both sorted by name."""
     folders = sorted(path for path in root.iterdir() if path.is_dir() and _is_plain(path))
     if not folders:
-        raise ValueError(f"{root} holds no class folder; expected {root}/<class>/<picture>")
+        place = shown(root)
+        raise ValueError(f"{place} holds no class folder; expected {place}/<class>/<picture>")
     files = {folder.name: _pictures_in(folder) for folder in folders}
     empty = [name for name, paths in files.items() if not paths]
     if empty:
-        raise ValueError(f"{root}: no picture in class folder {shown(', '.join(empty))}; add some or remove the folder")
+        raise ValueError(
+            f"{shown(root)}: no picture in class folder {shown(', '.join(empty))}; add some or remove the folder"
+        )
     return files
 
 

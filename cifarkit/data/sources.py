@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from cifarkit.data.dataset import ImageDataset
-from cifarkit.data.download import Expected, download
+from cifarkit.data.download import download
+from cifarkit.data.expected import Expected
 from cifarkit.files import shown
 
 _LARGE = 2**28  # bytes from which an array must be packed no better than pictures can be
@@ -170,16 +171,16 @@ def _read_cifar(archive: _Archive, root: Path, train: bool, fetch: bool, mirrors
         if fetch:
             _download_archive(archive, packed, mirrors)
         elif problem := archive.expected.problem(packed):
-            raise ValueError(f"{packed} is damaged: {problem}; delete it, or pass download=True to replace it")
+            raise ValueError(f"{shown(packed)} is damaged: {problem}; delete it, or pass download=True to replace it")
         _unpack(archive, packed)
         faults = _folder_faults(archive, root)
     if faults and (root / archive.reader.base_folder).is_dir():
-        raise ValueError(f"{faults[0]}; put {archive.file} into {root}, or pass download=True, to restore it")
+        raise ValueError(f"{faults[0]}; put {archive.file} into {shown(root)}, or pass download=True, to restore it")
     if faults:
         raise FileNotFoundError(
-            f"{archive.title} is not in {root}: there is no {npz.name}, no folder {archive.reader.base_folder} and no "
-            f"{archive.file}. Pass download=True, or fetch {archive.addresses[-1]} by hand and put it at "
-            f"{packed}{archive.expected}."
+            f"{archive.title} is not in {shown(root)}: there is no {npz.name}, no folder "
+            f"{archive.reader.base_folder} and no {archive.file}. Pass download=True, or fetch "
+            f"{archive.addresses[-1]} by hand and put it at {shown(packed)}{archive.expected}."
         )
     data = archive.reader(str(root), train=train)
     return ImageDataset(_channels_first(data.data), np.array(data.targets), data.classes)
@@ -194,7 +195,7 @@ def _folder_faults(archive: _Archive, root: Path) -> list[str]:
         path = root / reader.base_folder / name
         problem = Expected(md5).problem(path) if path.is_file() else "it is missing"
         if problem:
-            faults.append(f"{path} is damaged: {problem}")
+            faults.append(f"{shown(path)} is damaged: {problem}")
     return faults
 
 
@@ -208,8 +209,16 @@ def _download_archive(archive: _Archive, packed: Path, mirrors: Sequence[str]) -
 
 
 def _unpack(archive: _Archive, packed: Path) -> None:
-    """Unpack beside the archive, then move each file into place, so that a reader never meets half a file."""
+    """Unpack beside the archive, then move each file into place, so that a reader never meets half a file.
+
+    The folder that holds the archive may be a link of the user's; one inside it may have come with somebody's files.
+    """
     target = packed.parent / archive.reader.base_folder
+    if target.is_symlink():
+        raise ValueError(
+            f"{shown(target)} is a link, and nothing is unpacked through it; remove it, or unpack {packed.name} "
+            "yourself to where it leads"
+        )
     with tempfile.TemporaryDirectory(dir=packed.parent, prefix=".unpack-") as folder:
         try:
             with tarfile.open(packed) as tar:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cifarkit.checks import check_callable, check_integer
 from cifarkit.data import ImageDataset
-from cifarkit.files import write_atomically
+from cifarkit.files import shown, write_atomically
 from cifarkit.generation import folder as files
 from cifarkit.generation.candidates import Keep, describe_keep, judge, to_pixels
 from cifarkit.generation.noise import MOST_PER_CLASS, SampleGenerators, image_generator
@@ -123,7 +123,7 @@ class _Export:
             record = json.loads(line)
             expected = self.record(place, record.get("attempt", 0), record.get("scores"))
             if record != expected:
-                raise ValueError(f"{self.path(place)} is of another export; move it elsewhere")
+                raise ValueError(f"{shown(self.path(place))} is of another export; move it elsewhere")
             self.lines[place], self.attempts[place] = line, record["attempt"]
 
     def record(self, place: int, attempt: int, scores: Mapping[str, float] | None) -> dict[str, Any]:
@@ -179,16 +179,18 @@ class _Export:
         """Raise ValueError if the pictures that are there have another size, or were made by another sampler."""
         there = next(iter(self.pixels.values()), pixels[0]).shape
         if pixels.shape[1:] != there:
-            raise ValueError(f"sample gives images of {_size(pixels[0])}, but {self.folder} holds {_size(there)}")
+            raise ValueError(
+                f"sample gives images of {_size(pixels[0])}, but {shown(self.folder)} holds {_size(there)}"
+            )
         again = [row for row, place in enumerate(batch) if self.attempts.get(place) == attempt]
         if not again:
             return
         stored = torch.stack([self.pixels[batch[row]] for row in again])
         if (stored.float() - pixels[again].float()).abs().mean() > _ROUNDING:
             raise ValueError(
-                f"sample makes other images than those in {self.folder} from the same noise; give the network and the "
-                "settings that the folder was begun with (and the same batch_size, if the noise of a batch is drawn in "
-                "one call), or another folder"
+                f"sample makes other images than those in {shown(self.folder)} from the same noise; give the network "
+                "and the settings that the folder was begun with (and the same batch_size, if the noise of a batch is "
+                "drawn in one call), or another folder"
             )
 
     def check_hope(self) -> None:
@@ -198,7 +200,7 @@ class _Export:
                 raise RuntimeError(
                     f"keep turned down {tried - kept} of {tried} candidates of class {name!r}, more than "
                     f"max_attempts={self.max_attempts} an image; loosen keep, raise max_attempts or improve the "
-                    f"generator. What was kept stays in {self.folder}"
+                    f"generator. What was kept stays in {shown(self.folder)}"
                 )
 
     def write_manifest(self, per_class: int) -> None:

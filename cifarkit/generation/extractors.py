@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cifarkit.checks import check_callable, check_integer
-from cifarkit.files import require_plain_zip
+from cifarkit.files import read_file, require_plain_zip, shown, why_unreadable
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 
 INCEPTION_FILE = "inception_v3_google-0cc3c7bd.pth"
@@ -89,9 +89,9 @@ def inception(weights: str | Path | None = None) -> nn.Module:
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else Path(weights)
     if not path.is_file():
         url = Inception_V3_Weights.IMAGENET1K_V1.url
-        raise FileNotFoundError(f"weights='{path}' is no file; fetch {url} and put it there, or give its path")
+        raise FileNotFoundError(f"weights='{shown(path)}' is no file; fetch {url} and put it there, or give its path")
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         if content.startswith(b"PK\x03\x04"):  # weights older than PyTorch 1.6, as torchvision's own, are no zip files
             require_plain_zip(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -99,8 +99,8 @@ def inception(weights: str | Path | None = None) -> nn.Module:
             model = inception_v3(weights=None, init_weights=False, transform_input=True)
         model.load_state_dict(state, assign=True)
     except Exception as error:  # a damaged or foreign file makes PyTorch raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"weights='{path}' are not those of torchvision's Inception v3 ({reason})") from error
+        reason = why_unreadable(error)
+        raise ValueError(f"weights='{shown(path)}' are not those of torchvision's Inception v3 ({reason})") from error
     return nn.Sequential(_Enlarge(), model).eval()
 
 

@@ -31,6 +31,7 @@ _NOTE = "cifarkit"  # the name of a PNG's text chunk that holds its line of the 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FLUSHERS = 16  # threads: each waits for the disk most of the time
 _CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode, the last two ends of lines
+_LARGEST_SETTINGS = 10_000_000  # bytes
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -96,12 +97,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a folder that generate_dataset has begun holds it")
+        raise FileNotFoundError(f"{shown(path)}: no such file; a folder that generate_dataset has begun holds it")
     try:
-        settings = json.loads(path.read_text("utf-8"))
+        settings = json.loads(read_file(path, _LARGEST_SETTINGS))
         check_class_names(settings["classes"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); put it back, or give another folder") from None
+        raise ValueError(
+            f"{shown(path)} is damaged ({shown(str(error))}); put it back, or give another folder"
+        ) from None
     assert isinstance(settings, dict)
     return settings
 
@@ -114,20 +117,20 @@ def find_pictures(folder: Path, classes: Sequence[str], per_class: int | None = 
     """
     strangers = sorted(_visible(folder) - {SETTINGS, MANIFEST, *classes})
     if strangers:
-        raise ValueError(f"{folder / strangers[0]} is none of this export's files; move it elsewhere")
+        raise ValueError(f"{shown(folder / strangers[0])} is none of this export's files; move it elsewhere")
     found = []
     for label, name in enumerate(classes):
         indices = []
         for file in _visible(folder / name) if (folder / name).exists() else ():
             number = re.fullmatch(r"(\d{6})\.png|([1-9]\d{6,})\.png", file)
             if number is None:
-                raise ValueError(f"{folder / name / file} is none of this export's files; move it elsewhere")
+                raise ValueError(f"{shown(folder / name / file)} is none of this export's files; move it elsewhere")
             indices.append(int(number[1] or number[2]))
         if per_class is not None and max(indices, default=-1) >= per_class:
             count = max(indices) + 1
             raise ValueError(
-                f"per_class={per_class}, but {folder / name} already holds {count} images and none is ever deleted; "
-                f"give per_class={count} or more, or another folder"
+                f"per_class={per_class}, but {shown(folder / name)} already holds {count} images and none is ever "
+                f"deleted; give per_class={count} or more, or another folder"
             )
         found += [(label, index) for index in sorted(indices)]
     return found
@@ -163,11 +166,11 @@ def read_picture(path: Path) -> tuple[Tensor, str] | None:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 array, line = _decode(packed)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"{path} is refused as too large: {error}") from None
+            raise ValueError(f"{shown(path)} is refused as too large: {error}") from None
         except Exception:  # decoders raise almost anything on damaged data: struct.error, SyntaxError, IndexError
             return None
     if line is None or not _is_record(line):
-        raise ValueError(f"{path} is no picture that generate_dataset made; move it elsewhere")
+        raise ValueError(f"{shown(path)} is no picture that generate_dataset made; move it elsewhere")
     return torch.from_numpy(array.transpose(2, 0, 1).copy()), line  # (H, W, C) -> (C, H, W)
 
 
@@ -199,13 +202,13 @@ def read_generated(folder: str | Path) -> ImageDataset:
     classes = read_settings(folder)["classes"]
     found = find_pictures(folder, classes)
     if not found:
-        raise ValueError(f"{folder} holds no picture yet; let generate_dataset make some")
+        raise ValueError(f"{shown(folder)} holds no picture yet; let generate_dataset make some")
     images = []
     for label, index in tqdm(found, desc=folder.name, unit="image", disable=None):
         path = picture_path(folder, classes[label], index)
         picture = read_picture(path)
         if picture is None:
-            raise ValueError(f"{path} is damaged; generate_dataset, called as before, makes it anew")
+            raise ValueError(f"{shown(path)} is damaged; generate_dataset, called as before, makes it anew")
         images.append(picture[0])
     return ImageDataset(torch.stack(images), torch.tensor([label for label, _ in found]), classes)
 

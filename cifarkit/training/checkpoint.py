@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarkit.checks import check_integer
-from cifarkit.files import remove_abandoned, write_atomically
+from cifarkit.files import remove_abandoned, shown, write_atomically
 from cifarkit.training.archive import load_checkpoint, write_checkpoint
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
 from cifarkit.training.distributed import from_first_rank
@@ -87,8 +87,8 @@ class ModelCheckpoint(Callback):
         remove_abandoned(self.folder)
         if self.last_path.exists() and not run.resumed:
             warnings.warn(
-                f"{self.folder} holds the checkpoints of another run, which this one will replace; give each run a "
-                "folder of its own, as run_folder makes them, or continue with fit(resume='auto')",
+                f"{shown(self.folder)} holds the checkpoints of another run, which this one will replace; give each "
+                "run a folder of its own, as run_folder makes them, or continue with fit(resume='auto')",
                 stacklevel=2,
             )
 
@@ -143,13 +143,17 @@ class ModelCheckpoint(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = [(float(value), self._own(name)) for value, name in state["best"]]
+        best = [(float(value), self._own(name)) for value, name in state["best"]]
+        if any(math.isnan(value) for value, _ in best):  # it would stay the best for ever
+            raise ValueError("the checkpoint counts a metric that is NaN among the best")
+        self.best = best
 
     def _own(self, name: str) -> str:
         """Return the name of a kept file if it is in the folder: what is dropped from the best is deleted."""
         path, folder = Path(name), self.folder.resolve()
         if path.suffix != ".pt" or ".." in path.parts or not (folder / path).parent.resolve().is_relative_to(folder):
-            raise ValueError(f"the checkpoint counts {name!r} among the best files, which is none in {self.folder}")
+            where = shown(self.folder)
+            raise ValueError(f"the checkpoint counts {name!r} among the best files, which is none in {where}")
         return name
 
 
@@ -160,13 +164,27 @@ def explain_resuming(callbacks: Sequence[Callback]) -> str:
 
 
 def _newest_of_the_best(folder: Path) -> Path | None:
-    """Return the newest of the kept best checkpoints in a folder without last.pt, for want of better, and warn."""
+    """Return the one of the kept best checkpoints that has trained longest, for want of a last.pt, and warn.
+
+    Raises:
+        ValueError: if best.pt stands beside others and is damaged, so that nobody knows which it is.
+    """
     kept = [path for path in folder.glob("*.pt") if re.match(r"best\.pt$|epoch=\d+", path.name)]
     if not kept:
         return None
-    newest = max(kept, key=lambda path: path.stat().st_mtime)
-    warnings.warn(f"{folder} has no last.pt; the run goes on from {newest.name}, the newest there is", stacklevel=2)
+    newest = kept[0] if len(kept) == 1 else max(kept, key=_age)
+    words = f"{shown(folder)} has no last.pt; the run goes on from {shown(newest.name)}, the newest there is"
+    warnings.warn(words, stacklevel=2)
     return newest
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Return the epochs done, as the name says or best.pt holds; the clock, which may have jumped, decides ties."""
+    found = re.match(r"epoch=(\d+)", path.name)
+    run = {} if found else load_checkpoint(path).get("run")
+    epochs = run.get("epoch") if isinstance(run, dict) else None
+    done = int(found[1]) + 1 if found else epochs if type(epochs) is int else 0
+    return done, path.stat().st_mtime
 
 
 def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) -> Path | None:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import torchvision
 
+from cifarkit.files import shown
+
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
     from cifarkit.training.task import Task
@@ -68,7 +70,7 @@ def warn_of_differences(saved: Mapping[str, Any]) -> None:
     """Warn if a run continues in an environment in which it cannot be expected to be equal bit for bit."""
     present = describe_environment()
     differences = [
-        f"{name} {saved.get(name)} then and {present[name]} now"
+        f"{name} {_plainly(saved.get(name))} then and {present[name]} now"
         for name in present
         if name != "seed" and saved.get(name) != present[name]
     ]
@@ -121,6 +123,11 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     text = repr(value) if type(value) in _SHOWN else f"a {type(value).__name__}"
     return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def _plainly(value: Any) -> str:
+    """Write a setting as :func:`_shown` does, text without its quotes."""
+    return shown(value) if type(value) is str and len(value) < 100 else _shown(value)
 
 
 def describe_optimizers(task: Task) -> dict[str, Any]:

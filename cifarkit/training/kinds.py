@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +22,22 @@ class Kind:
         return Kind(f"{self.words} or {other.words}", lambda value: self.fits(value) or other.fits(value))
 
 
-COUNT = Kind("an integer from 0", lambda value: type(value) is int and value >= 0)
+COUNT = Kind("an integer from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
 INTEGER = Kind("an integer", lambda value: type(value) is int)
 NUMBER = Kind("a number", lambda value: type(value) in (int, float))
+FINITE = Kind("a finite number", lambda value: NUMBER.fits(value) and math.isfinite(value))
+POSITIVE = Kind("a finite number above 0", lambda value: FINITE.fits(value) and value > 0)
+AMOUNT = Kind("a finite number from 0", lambda value: FINITE.fits(value) and value >= 0)
 FLAG = Kind("True or False", lambda value: type(value) is bool)
 NOTHING = Kind("None", lambda value: value is None)
 TEXT = Kind("text", lambda value: type(value) is str)
 TABLE = Kind("a dict", lambda value: isinstance(value, Mapping))
 LIST = Kind("a list", lambda value: type(value) is list)
 ROW = Kind("a list or tuple", lambda value: type(value) in (list, tuple))
-SUM = Kind("[sum, samples]", lambda value: LIST.fits(value) and len(value) == 2 and all(map(NUMBER.fits, value)))
+SUM = Kind(
+    "[sum, samples]",
+    lambda value: LIST.fits(value) and len(value) == 2 and NUMBER.fits(value[0]) and POSITIVE.fits(value[1]),
+)
 # Sparse tensors and those without content load, too, but cannot be copied into a network.
 TENSOR = Kind(
     "a dense tensor",
@@ -41,6 +48,15 @@ TENSOR = Kind(
 def tensor_of(dtype: torch.dtype) -> Kind:
     """Return the kind of the dense tensors of one dtype."""
     return Kind(f"a dense tensor of {dtype}", lambda value: TENSOR.fits(value) and value.dtype == dtype)
+
+
+def require_finite(tensors: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if a tensor at ``where`` holds a number that is not finite; nothing that trained well does."""
+    for name, tensor in tensors.items():
+        holds_floats = TENSOR.fits(tensor) and tensor.is_floating_point() and tensor.numel()
+        # The extremes of a tensor are finite if all of it is; unlike isfinite() they need no memory of its size.
+        if holds_floats and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
+            raise ValueError(f"{where}[{name!r}] holds numbers that are not finite")
 
 
 def require(value: Any, kind: Kind, where: str) -> None:

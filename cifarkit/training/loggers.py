@@ -11,7 +11,9 @@ import datetime
 import io
 import itertools
 import json
+import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cifarkit.files import write_atomically
-from cifarkit.training.distributed import from_first_rank, process_group
+from cifarkit.training.distributed import from_first_rank, process_group, rank
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
@@ -48,7 +50,8 @@ def run_folder(name: str, root: str | Path = "runs") -> Path:
     """Create ``root/<YYYY-MM-DD>-<name>`` and return it, with -2, -3 and so on added if that is taken.
 
     Two runs that ask at once get different folders, as the file system decides who was first; the processes that
-    torchrun has started for one run get the same.
+    torchrun has started for one run get the same. Started again after one was killed, they get a new one, and a
+    warning: a run that shall go on then needs a folder of a name that does not change.
 
     Raises:
         ValueError: if the name is empty or is not one folder name.
@@ -56,7 +59,14 @@ def run_folder(name: str, root: str | Path = "runs") -> Path:
     if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
         raise ValueError(f"name={name!r} is no folder name; give one without slashes, such as 'resnet18-cutout'")
     with process_group():
-        return from_first_rank(lambda: _free_folder(Path(root) / f"{datetime.date.today():%Y-%m-%d}-{name}"))
+        folder = from_first_rank(lambda: _free_folder(Path(root) / f"{datetime.date.today():%Y-%m-%d}-{name}"))
+    if rank() == 0 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        warnings.warn(
+            f"torchrun has started this script again, and it begins from nothing in a new folder, {folder}; for it to "
+            "go on, give the run a folder of your own choice and call fit(resume='auto')",
+            stacklevel=2,
+        )
+    return folder
 
 
 def _free_folder(first: Path) -> Path:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Adafactor, Optimizer
 
 from cifarkit.training.kinds import (
+    AMOUNT,
+    FINITE,
     FLAG,
     INTEGER,
     LIST,
@@ -23,6 +27,11 @@ from cifarkit.training.kinds import (
     entry,
     require,
 )
+
+# Of these it is known that they keep, for each parameter, tensors like it, and a few single numbers.
+_KNOWN = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adadelta", "Adagrad", "ASGD", "RMSprop", "Rprop", "Muon")
+_SINGLE = ("step", "eta", "mu", "mu_product")
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf")  # or sizes: never negative
 
 
 def require_optimizer_state(saved: Mapping[str, Any], optimizer: Optimizer, where: str, *, same_torch: bool) -> None:
@@ -48,11 +57,46 @@ def require_optimizer_state(saved: Mapping[str, Any], optimizer: Optimizer, wher
         for name, value in own.items():
             if name != "params" and (name in group or same_torch or name in ("lr", "base_rate")):
                 entry(group, name, _setting_like(value), place)
+        for name in {"lr", "base_rate"} & own.keys():
+            require(_as_number(group[name]), AMOUNT, f"{place}[{name!r}]")
+        refusal = _refusal_of(group, optimizer)
+        if refusal is not None and _refusal_of(own, optimizer) is None:
+            raise ValueError(f"{place} holds settings that {type(optimizer).__name__} does not take: {refusal}")
         members |= {number: (parameter, index) for number, parameter in zip(numbers, own["params"], strict=True)}
     _require_states(entry(saved, "state", TABLE, where), members, f"{where}['state']")
     # Adafactor and those of others may keep something else for each parameter.
-    if type(optimizer).__module__.startswith(("torch.", "cifarkit.")) and not isinstance(optimizer, Adafactor):
+    if _is_own(optimizer) and not isinstance(optimizer, Adafactor):
         _require_alike(saved["state"], members, f"{where}['state']")
+    if _is_own(optimizer) and type(optimizer).__name__ in _KNOWN:
+        _require_moments(saved["state"], members, f"{where}['state']")
+
+
+def _is_own(optimizer: Optimizer) -> bool:
+    return type(optimizer).__module__.startswith(("torch.", "cifarkit."))
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number in a tensor of one, and anything else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 and TENSOR.fits(value) else value
+
+
+def _refusal_of(group: Mapping[str, Any], optimizer: Optimizer) -> str | None:
+    """Return what the class of the optimizer says against the numbers of a group, by making one of them."""
+    if not _is_own(optimizer):  # the making of another kind may do anything
+        return None
+    known = inspect.signature(type(optimizer)).parameters
+    settings = {name: _as_number(value) for name, value in group.items() if name in known and name != "params"}
+    settings = {name: value for name, value in settings.items() if NUMBER.fits(value) or _are_numbers(value)}
+    settings["lr"] = _as_number(group.get("base_rate", group["lr"]))  # the rate itself may be bent to 0
+    try:
+        type(optimizer)([torch.zeros(1, 1)], **settings)
+    except Exception as error:  # classes say in many ways what they do not take
+        return str(error)
+    return None
+
+
+def _are_numbers(value: Any) -> bool:
+    return ROW.fits(value) and all(map(NUMBER.fits, value))
 
 
 def _setting_like(own: Any) -> Kind:
@@ -81,7 +125,42 @@ def _require_states(states: Mapping[Any, Any], members: Mapping[int, Any], where
             raise ValueError(f"{where}[{number!r}] is of no parameter")
         require(values, TABLE, f"{where}[{number!r}]")
         for name, value in values.items():
-            require(value, TENSOR | NUMBER | FLAG | NOTHING | ROW | TABLE, f"{where}[{number!r}][{name!r}]")
+            place = f"{where}[{number!r}][{name!r}]"
+            require(value, TENSOR | NUMBER | FLAG | NOTHING | ROW | TABLE, place)
+            if isinstance(value, Tensor) and _overlaps(value):
+                raise ValueError(f"{place} is a tensor whose numbers share their places in memory")
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Tell whether two entries of a tensor may be one number, which nothing can be written to."""
+    reach = 0  # from the first number to the last one in the dimensions so far
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def _require_moments(states: Mapping[int, Any], members: Mapping[int, tuple[Tensor, int]], where: str) -> None:
+    """Require of an optimizer that is known what it writes itself: tensors like the parameter, and finite numbers."""
+    for number, values in states.items():
+        for name, value in values.items():
+            place, parameter = f"{where}[{number}][{name!r}]", members[number][0]
+            if name in _SINGLE:
+                require(_as_number(value), AMOUNT if name == "step" else FINITE, place)
+            elif isinstance(value, Tensor):
+                floating = value.is_floating_point() or value.is_complex()
+                if value.shape != parameter.shape or not floating:
+                    raise ValueError(f"{place} is {_relation(value, parameter)}; it must be one like it, of floats")
+                _require_sane_numbers(value, name, place)
+
+
+def _require_sane_numbers(value: Tensor, name: str, place: str) -> None:
+    """Refuse NaN, and squares below 0; infinite squares may come of large gradients."""
+    if value.numel() and not value.is_complex():
+        least = value.min()  # NaN if one of them is
+        if bool(least.isnan()) or (name in _SQUARES and bool(least < 0)):
+            raise ValueError(f"{place} holds {'NaN' if bool(least.isnan()) else 'squares below 0'}")
 
 
 def _require_alike(states: Mapping[int, Any], members: Mapping[int, tuple[Tensor, int]], where: str) -> None:

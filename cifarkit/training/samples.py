@@ -12,10 +12,12 @@ from torch import Tensor
 
 from cifarkit import plots
 from cifarkit.checks import check_callable, check_integer
+from cifarkit.files import shown
 from cifarkit.inference import evaluation_mode
 from cifarkit.seeding import RngState
 from cifarkit.training.averaging import WeightAveraging
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.checkpoint import ModelCheckpoint
 from cifarkit.training.distributed import from_first_rank
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ class SampleGrid(Callback):
     The networks are in evaluation mode meanwhile, and training does not notice which random numbers are drawn. Of
     several processes rank 0 makes them and the others wait; all must have the callback.
 
+    Pictures replace links of their names. A folder below that of the run's checkpoints must be no link: whoever packed
+    a run that is resumed may have put it there. The run's own folder may be one, to another disk for example.
+
     Args:
         sample: task -> images (B, C, H, W) in [-1, 1]; from the same noise each time, they can be compared.
         folder: where the pictures go; None keeps none.
@@ -35,7 +40,7 @@ class SampleGrid(Callback):
         average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
     Raises:
         TypeError: if sample cannot be called.
-        ValueError: if every_n_epochs is below 1.
+        ValueError: if every_n_epochs is below 1, and at the start for a folder that is such a link.
     """
 
     def __init__(
@@ -49,6 +54,16 @@ class SampleGrid(Callback):
         self.sample = check_callable("sample", sample, "give a function of the task that returns images")
         self.folder, self.average = None if folder is None else Path(folder), average
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
+
+    def on_fit_start(self, run: Run) -> None:
+        if self.folder is None:
+            return
+        roots = [item.folder for item in run.callbacks if isinstance(item, ModelCheckpoint)]
+        for part in (self.folder, *self.folder.parents):
+            if part.is_symlink() and any(root in part.parents for root in roots):
+                raise ValueError(
+                    f"{shown(part)} is a link inside the folder of a run; remove it, or give another folder"
+                )
 
     def on_epoch_end(self, run: Run) -> None:
         if (run.history[-1]["epoch"] + 1) % self.every_n_epochs == 0:

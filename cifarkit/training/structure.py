@@ -1,7 +1,8 @@
 """Is a state that of a whole run? Every entry is looked at before the run takes up any of them.
 
-Three things cannot be told and are left out: which metrics there were, for which parameters an optimizer has not yet
-seen a gradient, and the parts of the config that only people read.
+Each is held to its kind, and to values that a run can have saved: nothing but finite weights, rates that its optimizer
+takes, as many batches as there are. Three things cannot be told and are left out: which metrics there were, for which
+parameters an optimizer has not yet seen a gradient, and the parts of the config that only people read.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import torch
 from torch import Tensor
 
 from cifarkit.training.kinds import (
+    AMOUNT,
     COUNT,
+    FINITE,
     FLAG,
     LIST,
     NOTHING,
     NUMBER,
+    POSITIVE,
     SUM,
     TABLE,
     TENSOR,
     TEXT,
+    Kind,
     entry,
     require,
+    require_finite,
     require_like,
     tensor_of,
 )
@@ -37,7 +43,14 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _ROW = ("epoch", "step", "lr", "images_per_second", "seconds")  # what every row of a history has
 _RECORDED = NUMBER | FLAG | NOTHING | TEXT | TENSOR
-_SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+_STATISTICS = ("running_mean", "running_var")
+_SCALER = {
+    "scale": POSITIVE,
+    "growth_factor": Kind("a finite number above 1", lambda value: FINITE.fits(value) and value > 1),
+    "backoff_factor": Kind("a number between 0 and 1", lambda value: POSITIVE.fits(value) and value < 1),
+    "growth_interval": COUNT,
+    "_growth_tracker": COUNT,
+}
 
 
 def require_whole(state: Mapping[str, Any], run: Run) -> None:
@@ -55,11 +68,16 @@ def require_whole(state: Mapping[str, Any], run: Run) -> None:
             require(value, tensor_of(own[key].dtype), f"checkpoint['task'][{key!r}]")
         else:
             require(value, TENSOR, f"checkpoint['task'][{key!r}]")
+    require_finite(state["task"], "checkpoint['task']")
     for index, item in enumerate(entry(state, "callbacks", LIST, "checkpoint")):
         where = f"checkpoint['callbacks'][{index}]"
         require(item, TABLE, where)
         entry(item, "name", TEXT, where)
-        entry(item, "state", TABLE, where)
+        own_state = entry(item, "state", TABLE, where)
+        if TABLE.fits(own_state.get("averaged")):
+            averaged = own_state["averaged"].items()  # whose statistics of BatchNorm are measured anew
+            lasting = {name: tensor for name, tensor in averaged if not str(name).endswith(_STATISTICS)}
+            require_finite(lasting, f"{where}['state']['averaged']")
     _require_config(entry(state, "config", TABLE, "checkpoint"))
 
 
@@ -72,11 +90,11 @@ def require_fitting(state: Mapping[str, Any], run: Run) -> None:
         saved = entry(tables["optimizers"], name, TABLE, "checkpoint['optimizers']")
         require_optimizer_state(saved, optimizer, where, same_torch=same_torch)
         scaler = entry(tables["scalers"], name, TABLE, "checkpoint['scalers']")
-        for key in _SCALER if scaler else ():
-            kind = COUNT if key in _SCALER[3:] else NUMBER
+        for key, kind in _SCALER.items() if scaler else ():
             entry(scaler, key, kind, f"checkpoint['scalers'][{name!r}]")
     inside = state["run"]["batches"] > 0
     _require_position(state, run, "checkpoint", inside)
+    _require_used(state, run)
     for index, part in enumerate(entry(state, "other_ranks", LIST, "checkpoint")):
         require(part, TABLE, f"checkpoint['other_ranks'][{index}]")
         _require_position(part, run, f"checkpoint['other_ranks'][{index}]", inside)
@@ -86,7 +104,9 @@ def _require_counters(counters: Mapping[str, Any]) -> None:
     where = "checkpoint['run']"
     for name in ("step", "epoch", "batches", "images"):
         entry(counters, name, COUNT, where)
-    entry(counters, "seconds", NUMBER, where)
+    entry(counters, "seconds", AMOUNT, where)
+    if counters["step"] > counters["images"]:
+        raise ValueError(f"{where}['step'] is {counters['step']}, of {counters['images']} images")
     tables = {f"{where}['metrics']": (entry(counters, "metrics", TABLE, where), NUMBER)}
     meters = entry(counters, "meters", TABLE, where)
     for name in ("interval", "epoch"):
@@ -99,10 +119,11 @@ def _require_counters(counters: Mapping[str, Any]) -> None:
         tables[f"{where}['history'][{index}]"] = row, NUMBER
     for place, (table, kind) in tables.items():
         for name, value in table.items():
+            require(name, TEXT, f"a key of {place}")
             own = kind is SUM or name in _ROW or name.startswith(("train_", "val_"))
             require(value, kind if own else _RECORDED, f"{place}[{name!r}]")  # callbacks record what they like
     done = [row["epoch"] for row in rows if row["epoch"] < counters["epoch"]]
-    if done != list(range(counters["epoch"])):
+    if len(done) != counters["epoch"] or done != [*range(len(done))]:  # in this order: an epoch may be any number
         raise ValueError(f"{where}['history'] has rows of the epochs {done} where {counters['epoch']} are done")
 
 
@@ -123,7 +144,10 @@ def _require_position(part: Mapping[str, Any], run: Run, where: str, inside: boo
     saved = entry(part, "loader", TABLE | NOTHING, where)
     if hasattr(loader, "position") and hasattr(loader, "state_dict"):  # one that counts, as cifarkit's own do
         if saved is not None:
-            require_like(saved, loader.state_dict(), f"{where}['loader']")
+            own_position = loader.state_dict()
+            require_like(saved, own_position, f"{where}['loader']")
+            for key in {"epoch", "samples"} & own_position.keys():
+                entry(saved, key, COUNT, f"{where}['loader']")
         elif inside:
             raise ValueError(f"{where}['loader'] is None, of a loader that keeps no position; this {name} needs one")
     states, own = entry(part, "generators", LIST, where), generator_states(loader)
@@ -136,6 +160,15 @@ def _require_position(part: Mapping[str, Any], run: Run, where: str, inside: boo
     at_start = entry(part, "rng_at_epoch_start", TABLE | NOTHING, where)
     if at_start is not None:
         _require_random_states(at_start, f"{where}['rng_at_epoch_start']")
+
+
+def _require_used(state: Mapping[str, Any], run: Run) -> None:
+    """Refuse more used batches than an epoch can have; their size may have been another, but not below one sample."""
+    batches, saved = state["run"]["batches"], state["loader"]
+    samples = saved.get("samples") if saved is not None else None
+    most, of = (samples, "used samples") if type(samples) is int else (run.batches_in_epoch, "batches in an epoch")
+    if batches > most:
+        raise ValueError(f"checkpoint['run']['batches'] is {batches}, of {most} {of}")
 
 
 def _require_random_states(states: Mapping[str, Any], where: str) -> None:

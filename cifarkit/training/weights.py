@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cifarkit.files import read_file, write_atomically
+from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training.archive import load_checkpoint, write_checkpoint
 from cifarkit.training.kinds import TENSOR, require
 
@@ -40,17 +40,21 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
         try:
             weights = _network_of_run(weights, model, path, average)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} calls itself the checkpoint of a run and lacks its parts: {error!r}") from error
+            raise ValueError(
+                f"{shown(path)} calls itself the checkpoint of a run and lacks its parts: {error!r}"
+            ) from error
     elif average is not None:
-        raise ValueError(f"average={average!r}: {path} holds plain weights and no averaged ones")
+        raise ValueError(f"average={average!r}: {shown(path)} holds plain weights and no averaged ones")
     own = model.state_dict()
     for key in [*own, *weights]:
         sides = (weights, own)
         there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
         if there != here:
-            raise ValueError(f"{path} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here")
+            raise ValueError(
+                f"{shown(path)} does not fit {type(model).__name__}: {key!r} is {there} there and {here} here"
+            )
         if isinstance(own[key], Tensor):
-            require(weights[key], TENSOR, f"{path}: {key!r}")
+            require(weights[key], TENSOR, f"{shown(path)}: {key!r}")
     model.load_state_dict(weights)
     return model
 
@@ -65,7 +69,7 @@ def _network_of_run(
         if not found or not found[0]["updates"]:
             missing = "no average of that name; use 'ema' or 'swa'"
             there = "an average that no update has entered yet" if found else missing
-            raise ValueError(f"average={average!r}: {path} holds {there}")
+            raise ValueError(f"average={average!r}: {shown(path)} holds {there}")
         tensors = found[0]["averaged"]
     names = {key.split(".", 1)[0] for key in tensors}
     own = model.state_dict().keys()
@@ -73,7 +77,9 @@ def _network_of_run(
         child = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + ".")}
         if child.keys() == own:
             return child
-    raise ValueError(f"{path} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}")
+    raise ValueError(
+        f"{shown(path)} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}"
+    )
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -81,7 +87,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(library.load(content))
     except Exception as error:  # the library's own errors do not name the file
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{shown(path)} is damaged or no safetensors file: {shown(str(error))}") from error
 
 
 def _safetensors() -> Any:

@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from cifarkit.data import ImageDataset, cifar10, cifar100, image_folder, load_npz, read_images, sources
-from cifarkit.data.download import DownloadError, Expected
+from cifarkit.data.download import DownloadError
+from cifarkit.data.expected import Expected
 
 RNG = np.random.default_rng(0)
 

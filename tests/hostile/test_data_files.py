@@ -1,5 +1,6 @@
 """Data files from strangers: pickles are not opened, archives cannot climb out, arrays cannot fill the memory."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -16,6 +17,8 @@ import pytest
 
 from cifarkit.data import cifar10, cifar100, load_npz, sources
 from cifarkit.data.download import DownloadError, download
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes and links")
 
 
 class Payload:
@@ -105,6 +108,44 @@ def test_a_note_of_a_download_that_somebody_made_up_is_passed_over(note: str, ma
     assert path.read_bytes() == b"content"
 
 
+@needs_pipes
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "dangling", "pipe"])
+@pytest.mark.parametrize("name", ["file.part", "file.part.json"])
+def test_a_download_writes_through_no_link(kind: str, name: str, marker: Path, tmp_path: Path) -> None:
+    """An archive somebody unpacked before may have planted the link; a checksum lets any partial file be continued."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "source").write_bytes(b"content")
+    outside.write_bytes(b"con")
+    if kind == "dangling":
+        outside.unlink()
+    {"hard": os.link, "pipe": lambda _, path: os.mkfifo(path)}.get(kind, os.symlink)(outside, folder / name)
+    md5 = hashlib.md5(b"content").hexdigest()
+    path = download([(tmp_path / "source").as_uri()], folder / "file", md5=md5, progress=False)
+    assert path.read_bytes() == b"content"
+    assert [item.name for item in folder.iterdir()] == ["file"]
+    assert outside.exists() == (kind != "dangling")
+    assert kind == "dangling" or outside.read_bytes() == b"con"
+
+
+def test_a_link_that_comes_while_a_download_runs_is_not_followed(marker: Path, tmp_path: Path) -> None:
+    from cifarkit.data.download import _open_no_link
+
+    (tmp_path / "file.part").symlink_to(tmp_path / "outside")
+    for how in (os.O_APPEND, os.O_TRUNC):
+        with pytest.raises(OSError, match=r"file\.part"):
+            _open_no_link(tmp_path / "file.part", how)
+    assert not (tmp_path / "outside").exists()
+
+
+@needs_pipes
+def test_a_pipe_in_the_place_of_the_file_is_no_download(marker: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"content")
+    os.mkfifo(tmp_path / "file")
+    path = download([(tmp_path / "source").as_uri()], tmp_path / "file", progress=False)
+    assert path.read_bytes() == b"content"
+
+
 # Archives that climb out.
 
 
@@ -157,6 +198,22 @@ def test_an_absolute_path_ends_inside(tmp_path: Path) -> None:
     tar_of([entry(str(escaped))], root / "packed.tar.gz")
     sources._unpack(sources._CIFAR10, root / "packed.tar.gz")
     assert not escaped.exists()
+
+
+def test_nothing_is_unpacked_through_a_link_but_the_users_own_folder_may_be_one(tmp_path: Path) -> None:
+    disk, outside, root = tmp_path / "disk", tmp_path / "outside", tmp_path / "data"
+    disk.mkdir()
+    outside.mkdir()
+    root.symlink_to(disk)  # the user's, to another disk
+    tar_of([], root / "packed.tar.gz")
+    sources._unpack(sources._CIFAR10, root / "packed.tar.gz")
+    assert (disk / INSIDE / "readme.html").exists()
+    (disk / INSIDE / "readme.html").unlink()
+    (disk / INSIDE).rmdir()
+    (disk / INSIDE).symlink_to(outside)
+    with pytest.raises(ValueError, match=rf"{INSIDE} is a link, and nothing is unpacked through it; remove it"):
+        sources._unpack(sources._CIFAR10, root / "packed.tar.gz")
+    assert not list(outside.iterdir())
 
 
 def test_a_tar_that_is_cut_is_named(tmp_path: Path) -> None:
@@ -286,7 +343,7 @@ def test_damage_anywhere_in_an_npz_is_a_value_error_or_changes_nothing(tmp_path:
             assert "gift.npz" in str(error)  # noqa: PT017  (no error is allowed too)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@needs_pipes
 def test_a_folder_or_a_pipe_is_no_npz(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     for path in (tmp_path, tmp_path / "pipe.npz"):

@@ -1,5 +1,6 @@
 """Names from strangers: what a terminal would obey, what turns the direction of writing, what is far too long."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from cifarkit import commands
+from cifarkit.commands.shared import read_settings
 from cifarkit.data import ImageDataset, image_folder, load_npz, read_images
 from cifarkit.files import shown
-from cifarkit.generation import generate_dataset
-from cifarkit.training import load_checkpoint
+from cifarkit.generation import generate_dataset, inception, read_generated
+from cifarkit.models import resnet18
+from cifarkit.sharing import read_config
+from cifarkit.training import ModelCheckpoint, load_checkpoint, load_weights
+from cifarkit.training.checkpoint import find_checkpoint, write_checkpoint
+from cifarkit.training.config import warn_of_differences
 
 BAD = ["a\0b", "a\nb", "\x1b[2Jcat", "cat\x07", "a\x9bb", "cat\u202egnp", "a\u2028b", "a\ud800"]
 LONG = "n" * 100_000
@@ -55,6 +63,96 @@ def test_a_message_never_carries_the_control_characters_of_a_path(name: str, tmp
         with pytest.raises(ValueError, match=r"not a picture|holds no|not an") as caught:
             reader(tmp_path)
         assert str(caught.value).isprintable()
+
+
+ESCAPE = "x\x1b[2Jy"  # clears the screen
+
+
+def export(folder: Path) -> Path:
+    generate_dataset(
+        lambda labels, generator: torch.zeros(len(labels), 3, 2, 2),
+        classes=("a", "b"),
+        per_class=1,
+        folder=folder,
+        progress=False,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("place", [".", "a"])
+def test_a_stray_file_in_an_export_is_shown_escaped(place: str, tmp_path: Path) -> None:
+    (export(tmp_path / ESCAPE) / place / ESCAPE).touch()
+    for reader in (read_generated, export):
+        with pytest.raises(ValueError, match=r"x\\x1b\[2Jy is none of this export's files") as caught:
+            reader(tmp_path / ESCAPE)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: load_weights(nn.Linear(1, 1), path),
+        lambda path: resnet18(weights=path),
+        inception,
+        lambda path: load_weights(nn.Linear(1, 1), path, average="ema"),
+        lambda path: load_checkpoint(find_checkpoint("auto", [ModelCheckpoint(path.parent)]) or path),
+        lambda path: image_folder(path.parent),
+        lambda path: read_settings(path.parent),
+        lambda path: read_config(path.parent / "b"),
+    ],
+    ids=["load_weights", "resnet18", "inception", "average", "auto", "image_folder", "settings", "config"],
+)
+@pytest.mark.filterwarnings("ignore:.*has no last.pt")
+def test_no_reader_of_weights_shows_a_path_as_it_is(read: Any, suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / ESCAPE
+    (folder / "b").mkdir(parents=True)
+    (folder / "b" / "config.json").write_text("[]")
+    for path in (folder / f"epoch=1{ESCAPE}{suffix}", folder / "absent.pt"):
+        if path.name != "absent.pt":
+            path.write_bytes(b"junk")
+        with pytest.raises((ValueError, OSError), match="x") as caught:
+            read(path)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", [ESCAPE, "weight"])
+def test_nor_the_keys_of_tensors(key: str, tmp_path: Path) -> None:
+    write_checkpoint(
+        {key: torch.zeros(2), "fc.weight": torch.zeros(2), "conv1.weight": torch.zeros(1)}, tmp_path / "a.pt"
+    )
+    for read in (lambda path: load_weights(nn.Linear(1, 1), path), lambda path: resnet18(weights=path), inception):
+        with pytest.raises(ValueError, match=r"a\.pt") as caught:
+            read(tmp_path / "a.pt")
+        assert str(caught.value).isprintable()
+
+
+def test_the_newest_of_the_best_is_told_escaped(tmp_path: Path) -> None:
+    (tmp_path / f"epoch=1{ESCAPE}.pt").touch()
+    with pytest.warns(UserWarning, match=r"goes on from epoch=1x\\x1b\[2Jy\.pt, the newest") as caught:
+        find_checkpoint("auto", [ModelCheckpoint(tmp_path)])
+    assert all(str(item.message).isprintable() for item in caught)
+
+
+@pytest.mark.parametrize("value", [ESCAPE, [ESCAPE], {"a": ESCAPE}, "n" * 10_000, 3, None])
+def test_what_a_checkpoint_says_of_its_machine_is_shown_escaped_and_short(value: Any) -> None:
+    with pytest.warns(UserWarning, match="may not be equal bit for bit: .*torch .* then and") as caught:
+        warn_of_differences({"torch": value})
+    assert str(caught[0].message).isprintable()
+    assert len(str(caught[0].message)) < 1000
+
+
+@pytest.mark.parametrize("command", ["generate", "explain"])
+def test_the_command_line_shows_the_kind_of_a_run_escaped(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in (ESCAPE, "n" * 10_000, [ESCAPE]):
+        (tmp_path / "settings.json").write_text(json.dumps({"kind": kind}))
+        assert commands.main([command, str(tmp_path)]) == 1
+        text = capsys.readouterr().err
+        assert "settings.json is damaged: its kind" in text
+        assert text.removesuffix("\n").isprintable()
+        assert len(text) < 400
 
 
 def test_a_class_folder_with_such_a_name_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of runs that are not whole: an entry taken away or made something else is named, and nothing changes."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.training import (
@@ -167,13 +169,39 @@ def numpy_state(position: int) -> Any:
     [
         (("run", "step"), -1),
         (("run", "step"), 2.0),
+        (("run", "step"), 10**6),  # more updates than images
+        (("run", "images"), 10**30),
+        (("run", "seconds"), math.nan),
+        (("run", "batches"), 10**9),
+        (("run", "epoch"), 2**62),
+        (("run", "metrics", 7), 1.0),
+        (("run", "history", 0, 7), 1.0),
+        (("run", "meters", "epoch", 7), [1.0, 1]),
+        (("run", "meters", "interval", "train_loss"), [1.0, 0]),
+        (("loader", "epoch"), -1),
+        (("loader", "epoch"), 10**40),
+        (("loader", "samples"), -5),
+        (("task", "model.0.weight"), torch.full((2, 3, 3, 3), math.nan)),
+        (("task", "model.1.running_var"), torch.tensor([1.0, math.inf])),
+        (("scalers", "model", "scale"), math.nan),
+        (("scalers", "model", "growth_factor"), -2.0),
         (("run", "meters", "epoch", "train_loss"), [1.0]),
         (("run", "history"), []),
         (("task", "model.0.weight"), torch.zeros(2, 3, 3, 3).to_sparse()),
         (("task", "model.0.weight"), torch.zeros(2, 3, 3, 3, dtype=torch.int64)),
         (("optimizers", "model", "param_groups", 0, "betas"), (0.9,)),
         (("optimizers", "model", "param_groups", 0, "params"), [0] * 8),
+        (("optimizers", "model", "param_groups", 0, "betas"), (5.0, 5.0)),
+        (("optimizers", "model", "param_groups", 0, "eps"), -1.0),
+        (("optimizers", "model", "param_groups", 0, "lr"), math.nan),
+        (("optimizers", "model", "param_groups", 0, "lr"), -1.0),
+        (("optimizers", "model", "param_groups", 0, "base_rate"), math.inf),
         (("optimizers", "model", "state", 2, "exp_avg"), torch.zeros(3)),
+        (("optimizers", "model", "state", 0, "exp_avg"), torch.zeros(1).expand(2, 3, 3, 3)),
+        (("optimizers", "model", "state", 4, "exp_avg"), torch.zeros(15).as_strided((8, 8), (1, 1))),
+        (("optimizers", "model", "state", 0, "exp_avg"), torch.full((2, 3, 3, 3), math.nan)),
+        (("optimizers", "model", "state", 0, "exp_avg_sq"), torch.full((2, 3, 3, 3), -1.0)),
+        (("optimizers", "model", "state", 0, "step"), torch.tensor(math.inf)),
         (("rng", "torch_cpu"), torch.zeros(3, dtype=torch.uint8)),
         (("rng", "numpy"), numpy_state(10**6)),  # which NumPy would believe, and read what lies behind its keys
         (("rng", "python"), (3, [0] * 625, "text")),
@@ -189,6 +217,66 @@ def test_values_that_cannot_be_are_named(path: Path_, value: Any, folder: Path) 
         holder = holder[key]
     holder[path[-1]] = value
     require_refusal(state, path, folder)
+
+
+@pytest.mark.parametrize("entry", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize(
+    "change", [lambda x: x.sum(), lambda x: x.long(), lambda x: x[None], lambda x: x.flatten()[:1]], ids=range(4)
+)
+def test_moments_that_are_wrong_for_all_parameters_alike_are_named(entry: str, change: Any, folder: Path) -> None:
+    state = load_checkpoint(folder / "last.pt")
+    for values in state["optimizers"]["model"]["state"].values():
+        values[entry] = change(values[entry])
+    require_refusal(state, (entry,), folder)
+
+
+def test_an_average_that_is_not_finite_is_named(folder: Path) -> None:
+    for index in (0, 1):
+        state = load_checkpoint(folder / "last.pt")
+        averaged = state["callbacks"][index]["state"]["averaged"]
+        averaged["model.1.running_var"].fill_(math.inf)  # measured anew after each epoch, so no hindrance
+        write_checkpoint(state, folder / "changed.pt")
+        fit(make_task(), make_loader(), folder / "again", resume=folder / "changed.pt")
+        averaged["model.0.weight"][0] = math.nan
+        require_refusal(state, ("callbacks", index, "state", "averaged", "model.0.weight"), folder)
+
+
+def test_more_used_batches_than_there_are_is_named_with_any_loader(tmp_path: Path) -> None:
+    images = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(12) % 2), 4)  # which keeps no position
+    fit(make_task(), loader, tmp_path, StopInside())
+    state = load_checkpoint(tmp_path / "last.pt")
+    state["run"]["batches"] = 4
+    write_checkpoint(state, tmp_path / "changed.pt")
+    with pytest.raises(ValueError, match=r"\['batches'\] is 4, of 3 batches in an epoch"):
+        fit(make_task(), loader, tmp_path / "again", resume=tmp_path / "changed.pt")
+
+
+OPTIMIZERS: list[tuple[Any, dict[str, Any]]] = [
+    (torch.optim.SGD, {"momentum": 0.9}),
+    (torch.optim.SGD, {}),
+    (torch.optim.Adam, {"amsgrad": True, "lr": torch.tensor(0.01)}),
+    (torch.optim.Adamax, {}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.RAdam, {}),
+    (torch.optim.Adadelta, {}),
+    (torch.optim.Adagrad, {}),
+    (torch.optim.ASGD, {}),
+    (torch.optim.RMSprop, {"momentum": 0.5, "centered": True}),
+    (torch.optim.Rprop, {}),
+    (torch.optim.Adafactor, {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*has no last.pt")
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS, ids=lambda item: getattr(item, "__name__", ""))
+def test_every_optimizer_of_pytorch_goes_on(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    def task() -> ClassificationTask:
+        own = make_task()
+        return ClassificationTask(own.model, kind(own.model.parameters(), **({"lr": 0.01} | options)))
+
+    fit(task(), make_loader(), tmp_path, StopInside())
+    assert fit(task(), make_loader(), tmp_path, resume=tmp_path).epoch == 4
 
 
 def test_settings_that_an_older_pytorch_had_not_are_added(folder: Path) -> None:

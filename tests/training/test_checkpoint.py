@@ -393,14 +393,34 @@ def test_auto_never_passes_over_what_is_there(tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path, "val_acc")
     (tmp_path / "weights.pt").touch()  # no checkpoint of the callback
     assert find_checkpoint("auto", [callback]) is None
-    for age, name in enumerate(["best.pt", "epoch=003-val_acc=0.9340.pt"]):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (age, age))
+    (tmp_path / "epoch=003-val_acc=0.9340.pt").touch()
     with pytest.warns(UserWarning, match=r"has no last\.pt; the run goes on from epoch=003-val_acc=0\.9340\.pt"):
         assert find_checkpoint("auto", [callback]) == tmp_path / "epoch=003-val_acc=0.9340.pt"
     callback.last_path.symlink_to(tmp_path / "unmounted" / "last.pt")
     with pytest.raises(FileNotFoundError, match=r"last\.pt': there is no checkpoint; the link leads nowhere"):
         find_checkpoint("auto", [callback])
+
+
+@pytest.mark.filterwarnings("ignore:.*has no last.pt")
+@pytest.mark.parametrize(("epochs_of_best", "chosen"), [(1, "epoch=1002"), (1003, "best"), (2000, "best")])
+def test_without_last_the_epoch_decides_and_not_the_clock(epochs_of_best: int, chosen: str, tmp_path: Path) -> None:
+    ahead = 4_000_000_000  # of a clock that was wrong when the first files were written; the best has the later name
+    for time, epoch in ((ahead, 0), (ahead, 999), (5, 1002)):
+        path = tmp_path / f"epoch={epoch:03d}-val_acc=0.5000.pt"
+        path.touch()
+        os.utime(path, (time, time))
+    write_checkpoint({"run": {"epoch": epochs_of_best}}, tmp_path / "best.pt")
+    found = find_checkpoint("auto", [ModelCheckpoint(tmp_path)])
+    assert found is not None
+    assert found.name.startswith(chosen)
+    (tmp_path / "best.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"best\.pt is damaged"):  # it might be the newest, and nobody can tell
+        find_checkpoint("auto", [ModelCheckpoint(tmp_path)])
+
+
+def test_a_metric_that_is_nan_is_not_among_the_best(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="counts a metric that is NaN among the best"):
+        ModelCheckpoint(tmp_path).load_state_dict({"best": [(math.nan, "best.pt")]})
 
 
 def test_a_save_after_an_update_has_the_state_of_all_callbacks(tmp_path: Path) -> None:

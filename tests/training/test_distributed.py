@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +30,7 @@ from cifarkit.training import (
     Run,
     Task,
     Trainer,
+    Update,
     distributed,
     load_checkpoint,
     run_folder,
@@ -169,6 +168,88 @@ def test_two_processes_are_one_with_the_doubled_batch(scenario: Callable[[], dic
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+def classify_fp16() -> dict[str, Any]:
+    return classify(count=45, precision="fp16-mixed", accumulate_grad_batches=3, gradient_clip_val=0.1)
+
+
+def classify_bf16() -> dict[str, Any]:
+    return classify(count=45, precision="bf16-mixed", accumulate_grad_batches=2)
+
+
+def classify_compiled() -> dict[str, Any]:
+    return classify(compile=True)
+
+
+@pytest.mark.filterwarnings("ignore:fp16-mixed is meant for GPUs", "ignore:this processor has no bf16")
+@pytest.mark.parametrize(
+    ("scenario", "rounding"),
+    [(classify_fp16, 2e-3), (classify_bf16, 2e-2), pytest.param(classify_compiled, 1e-5, marks=pytest.mark.slow)],
+)
+def test_in_other_precisions_and_compiled_too(
+    scenario: Callable[[], dict[str, Any]], rounding: float, pair: Pair
+) -> None:
+    alone, results = scenario(), pair(scenario)
+    assert_equal_weights(results)
+    assert results[0]["history"] == results[1]["history"]
+    assert results[0]["counters"] == results[1]["counters"] == alone["counters"]
+    torch.testing.assert_close(results[0]["weights"], alone["weights"], rtol=0, atol=rounding)
+
+
+class Overflowing(ClassificationTask):
+    """Its second loss is far too large for fp16, on rank 1 alone."""
+
+    calls = 0
+
+    def updates(self, batch: Any) -> Iterator[Update]:
+        self.calls += 1
+        for update in super().updates(batch):
+            factor = 1e30 if self.calls == 2 and distributed.rank() == 1 else 1.0
+            yield Update(update.loss * factor, update.optimizer, {})
+
+
+def overflow_on_one_rank() -> dict[str, Any]:
+    plain = classifier()
+    task = Overflowing(plain.model, torch.optim.SGD(plain.model.parameters(), 0.05))
+    run = fit(task, loader(8), precision="fp16-mixed", max_epochs=1)
+    return outcome(run) | {"scale": run.scalers["model"].get_scale(), "calls": task.calls}
+
+
+def test_an_overflow_on_one_rank_skips_the_step_on_both(pair: Pair) -> None:
+    results = pair(overflow_on_one_rank)
+    assert_equal_weights(results)
+    assert [(result["calls"], result["counters"][0]) for result in results] == [(4, 3), (4, 3)]
+    assert results[0]["scale"] == results[1]["scale"] == 2**15
+
+
+def count_exchanges(factor: int) -> tuple[int, list[int], int]:
+    """Return the updates, the sizes of the exchanges of numbers, and how many there were of whole numbers."""
+    exchanged: list[Tensor] = []
+    plain = torch.distributed.all_reduce
+
+    def counting(tensor: Tensor, *rest: Any) -> Any:
+        exchanged.append(tensor.detach().clone())
+        return plain(tensor, *rest)
+
+    torch.distributed.all_reduce = counting
+    try:
+        run = fit(classifier(), loader(8, 64), max_epochs=1, accumulate_grad_batches=factor)
+    finally:
+        torch.distributed.all_reduce = plain
+    floats = [tensor.numel() for tensor in exchanged if tensor.is_floating_point()]
+    return run.step, floats, len(exchanged) - len(floats)
+
+
+@pytest.mark.parametrize(("factor", "updates"), [(1, 8), (4, 2)])
+def test_gradients_are_exchanged_once_an_update_however_many_batches_it_has(
+    factor: int, updates: int, pair: Pair
+) -> None:
+    size = sum(parameter.numel() for parameter in classifier().parameters())
+    for step, sizes, counts in pair(count_exchanges, factor):
+        assert step == updates
+        assert sizes == [size] * updates
+        assert counts <= 2 * updates + 3  # how many samples, whether to go on; and at the ends of epoch and fit
+
+
 # Every task.
 
 
@@ -196,8 +277,6 @@ class Sometimes(Task):
         self.optimizers = {"model": torch.optim.SGD(self.parameters(), 0.1, weight_decay=0.1)}
 
     def updates(self, batch: Any) -> Iterator[Any]:
-        from cifarkit.training import Update
-
         images = batch[0].flatten(1)
         yield Update(sum(part(images).mean() for part in self.parts[: 1 + distributed.rank()]))
 
@@ -369,40 +448,3 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     assert distributed.own_device("auto") == distributed.own_device(torch.device("cuda")) == "cuda:1"
     assert distributed.own_device("cuda:3") == "cuda:3"
-
-
-# torchrun itself.
-
-
-class Kill(Callback):
-    """Kill rank 1 once, when a checkpoint is two updates old."""
-
-    def on_step_end(self, run: Run) -> None:
-        if run.step == 6 and distributed.rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train_until_killed(folder: Path, *callbacks: Callback) -> None:
-    seed_everything(1)
-    saves = ModelCheckpoint(folder, every_n_steps=4)
-    run = fit(classifier(dropout=0.5), loader(8), None, saves, *callbacks, resume="auto")
-    assert run.step == 8
-
-
-@pytest.mark.slow
-def test_torchrun_restarts_after_a_killed_process_from_the_last_checkpoint(tmp_path: Path) -> None:
-    program = (
-        "import pathlib, sys; from test_distributed import *; "
-        "train_until_killed(pathlib.Path(sys.argv[1]), *[Kill()][: len(sys.argv) - 2])"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(program)
-    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    for name, extra in (("killed", ["kill"]), ("whole", [])):
-        command = [*torchrun, str(script), str(tmp_path / name), *extra]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | paths, check=False)
-        assert done.returncode == 0, done.stderr
-        assert ("exitcode: -9" in done.stderr) == bool(extra)
-    killed, whole = (load_checkpoint(tmp_path / name / "last.pt")["task"] for name in ("killed", "whole"))
-    torch.testing.assert_close(killed, whole, rtol=0, atol=0)

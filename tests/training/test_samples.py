@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifarkit.training import Callback, ClassificationTask, ExponentialMovingAverage, Logger, Run, Trainer
+from cifarkit.training import (
+    Callback,
+    ClassificationTask,
+    ExponentialMovingAverage,
+    Logger,
+    ModelCheckpoint,
+    Run,
+    Trainer,
+)
 from cifarkit.training.samples import SampleGrid
 
 BATCHES = [(torch.full((4, 3, 4, 4), 0.5), torch.arange(4) % 2)] * 3
@@ -76,3 +84,20 @@ def test_mistakes_are_named() -> None:
         SampleGrid(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every_n_epochs=0 must be at least 1"):
         SampleGrid(paint, every_n_epochs=0)
+
+
+def test_pictures_go_through_no_link_inside_the_folder_of_a_run(tmp_path: Path) -> None:
+    outside, disk, run = tmp_path / "outside", tmp_path / "disk", tmp_path / "run"
+    outside.mkdir()
+    disk.mkdir()
+    run.symlink_to(disk)  # the user's own, to another disk
+    fit(SampleGrid(paint, run / "samples"), ModelCheckpoint(run), epochs=1)
+    assert [path.name for path in (disk / "samples").iterdir()] == ["epoch-000.png"]
+    (disk / "planted").symlink_to(outside)
+    for folder in (run / "planted", run / "planted" / "samples"):
+        with pytest.raises(ValueError, match="planted is a link inside the folder of a run; remove it"):
+            fit(SampleGrid(paint, folder), ModelCheckpoint(run))
+    assert not list(outside.iterdir())
+    with pytest.warns(UserWarning, match="of another run"):  # a folder that is named by itself is the user's choice
+        fit(SampleGrid(paint, disk / "planted"), ModelCheckpoint(run), epochs=1)
+    assert [path.name for path in outside.iterdir()] == ["epoch-000.png"]
