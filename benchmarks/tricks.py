@@ -5,8 +5,8 @@
 Every arm makes the same number of updates on the same images of the CIFAR-10 training set and is scored on the same
 5,000 other training images, with the same seeds; the test set is not touched. An arm is reported as its difference to
 the reference with the same seed. Two arms need a word. The selective one takes twice as many images for its updates,
-of which the network sees the harder half, so it passes over the images twice as often. Early stopping makes as many
-updates as it likes, and looks at the loss on the images that it is scored on, which favours it a little.
+of which the network sees the harder half, so it passes over the images twice as often. Early stopping makes fewer
+updates if it stops, and looks at the loss on the images that it is scored on, which favours it a little.
 
 Trainings run on one thread, and cost is their processor time, which other work on the machine hardly changes. Runs are
 added to docs/data/tricks_more.json as they end, so a stopped study goes on.

@@ -80,11 +80,15 @@ def _build(constructor: Callable[[], Network], folder: Path) -> Network:
         read_file(weights)  # which says what is wrong with it
     numbers, held = _numbers_of(constructor), weights.stat().st_size
     if numbers > held:
-        raise ValueError(f"{config} describes a network of {numbers} numbers, and {_WEIGHTS} has {held} bytes")
+        raise ValueError(
+            f"{config} with your arguments describes a network of {numbers} numbers, and {_WEIGHTS} has {held} bytes"
+        )
     try:
         return constructor()
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{config} describes a network that cannot be built: {shown(_first_line(error))}") from error
+        raise ValueError(
+            f"{config} with your arguments describes a network that cannot be built: {shown(_first_line(error))}"
+        ) from error
 
 
 def _numbers_of(constructor: Callable[[], nn.Module]) -> int:

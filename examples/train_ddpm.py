@@ -78,6 +78,8 @@ def sample(task: DiffusionTask, first: int | None = None, path: list[torch.Tenso
     return diffusion.sample_ddim(watched, noise[:first], schedule, steps=3 if args.tiny else 31)
 
 
+if args.resume and not (Path(args.resume) / "last.pt").is_file():
+    parser.error(f"--resume {args.resume} holds no last.pt to go on from")
 folder = Path(args.resume or args.folder or cifarkit.run_folder("ddpm"))
 settings = {"precision": args.precision, "schedule": schedules.cosine(warmup=0.05), "gradient_clip_val": 1.0}
 plan, told = folder / "plan.json", training.distributed.from_first_rank  # what rank 0 knows holds for all

@@ -97,10 +97,29 @@ def test_incomplete_settings_are_named(
 
 
 def test_missing_flags_are_named(here: Path) -> None:
-    full = dict.fromkeys(("network", "classes", "image_shape", "flags"), ()) | {"kind": "diffusion model"}
+    full: dict[str, Any] = dict.fromkeys(("network", "classes", "image_shape"), ())
+    full |= {"flags": {}, "kind": "diffusion model"}
     shared.write_settings(here, full)
     with pytest.raises(ValueError, match=r"settings\.json is incomplete: it lacks 'flags\.data', 'flags\.root'"):
         shared.read_settings(here)
+
+
+def test_flags_that_are_no_names_and_values_are_named(here: Path) -> None:
+    settings = {"kind": "diffusion model", "network": {}, "classes": [], "image_shape": [], "flags": 5}
+    shared.write_settings(here, settings)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged: its flags are no names and values"):
+        shared.read_settings(here)
+
+
+def test_settings_of_another_network_are_not_overwritten(here: Path) -> None:
+    settings = {"kind": "diffusion model", "network": {}, "classes": [], "image_shape": [], "flags": {}}
+    settings["flags"] = dict.fromkeys(shared._FLAGS, "")
+    shared.write_settings(here, settings)
+    shared.write_settings(here, settings)  # the same run goes on
+    before = (here / "settings.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run of another network; give another --folder"):
+        shared.write_settings(here, settings | {"network": {"depth": 3}})
+    assert (here / "settings.json").read_bytes() == before
 
 
 def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,8 @@ def find_layouts(outputs: Outputs, sides: tuple[int, int], *, guess: bool) -> di
     """
     maps = {part: tuple(output.shape) for part, output in outputs.items() if _has_four_dimensions(output)}
     kinds = {part: _kind(part) for part in maps}
+    for part in _of_heads(outputs, maps, kinds):
+        del maps[part], kinds[part]
     possible = [kind for kind in (FIRST, LAST) if kind == FIRST or kind in kinds.values()]
     known = {_places_and_channels(maps[part], kind) for part, kind in kinds.items() if kind}
     found = {}
@@ -54,6 +56,20 @@ def find_layouts(outputs: Outputs, sides: tuple[int, int], *, guess: bool) -> di
         if any(_places_and_channels(shape, kind)[:2] != (1, 1) for kind in fitting):
             found[part] = fitting[0] if len(fitting) == 1 else UNKNOWN
     return found
+
+
+def _of_heads(
+    outputs: Outputs, maps: dict[nn.Module, tuple[int, ...]], kinds: dict[nn.Module, str | None]
+) -> list[nn.Module]:
+    """Return the parts that put out (1, heads, N, d), as a norm of queries does: no map, though it looks like one."""
+    tokens = {
+        tuple(output.shape[1:]) for output in outputs.values() if isinstance(output, Tensor) and output.dim() == 3
+    }
+    return [
+        part
+        for part, (_, heads, nodes, width) in maps.items()
+        if kinds[part] == LAST and any(nodes == n and full % (heads * width) == 0 for n, full in tokens)
+    ]
 
 
 @contextmanager

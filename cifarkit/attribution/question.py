@@ -121,6 +121,8 @@ def explain_missing_gradient(question: Question) -> None:
         with torch.enable_grad():
             logits = compute_logits(question.model, image)
         found = logits.requires_grad and torch.autograd.grad(logits.sum(), image, allow_unused=True)[0] is not None
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # which the pass without gradients did not raise: numpy() of a tensor, for one
         found, said = False, error
     if not found:

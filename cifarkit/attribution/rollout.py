@@ -6,6 +6,7 @@ Attention says where a network looks, whatever the class; it has no sign and doe
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ def attention_rollout(
             f"model is a {type(model).__name__}, which has no attention_maps(images); give a VisionTransformer or a "
             "HybridClassifier, or call rollout(weights) on the weights of its layers"
         )
+    if getattr(getattr(model, "head", None), "pool", "mean") == "max":
+        warnings.warn("the model's head takes the maximum over the nodes, but rollout follows their mean", stacklevel=2)
     dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
     with evaluation_mode(model), torch.no_grad():
         parts = (attention(part.to(device_of(model), dtype)) for part in torch.split(images, size))

@@ -57,7 +57,15 @@ def own_part() -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in the run folder what the other commands need to build its network anew; of several processes rank 0."""
+    """Note in the run folder what the other commands need to build its network anew; of several processes rank 0.
+
+    Raises:
+        ValueError: if the folder holds a run of another network, whose settings would be lost.
+    """
+    if (folder / _SETTINGS).exists():
+        old = read_settings(folder)
+        if any(old[name] != settings[name] for name in ("kind", "network", "classes")):
+            raise ValueError(f"{shown(folder)} holds a run of another network; give another --folder")
     if distributed.rank() == 0:
         write_atomically(f"{json.dumps(settings, indent=2)}\n".encode(), folder / _SETTINGS)
 
@@ -84,6 +92,8 @@ def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]
         raise ValueError(f"{shown(path)} is damaged: its kind {repr(found)[:100]} is none of {kinds}")
     if kind is not None and found != kind:
         raise ValueError(f"{shown(folder)} is a run of a {found}; this command needs a {kind}")
+    if not isinstance(settings.get("flags", {}), dict):
+        raise ValueError(f"{shown(path)} is damaged: its flags are no names and values")
     missing = [key for key in _NEEDED[found] if key not in settings]
     missing += [f"flags.{name}" for name in _FLAGS if name not in settings.get("flags", _FLAGS)]
     if missing:

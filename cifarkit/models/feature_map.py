@@ -99,7 +99,9 @@ def _run_and_watch(backbone: nn.Module, image: Tensor) -> tuple[Any, list[str]]:
     """
     left_out = [name for name, _ in backbone.named_children() if name in _HEADS]
     hooks = [
-        backbone.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: left_out.remove(name))
+        backbone.get_submodule(name).register_forward_pre_hook(
+            lambda *_, name=name: left_out.remove(name) if name in left_out else None
+        )
         for name in left_out
     ]
     try:

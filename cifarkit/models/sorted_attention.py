@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from cifarkit.models.running_sums import RunningSum, chunks, sums_from_both_ends
 
-# From where sorting was faster by half as much again, both forward alone and with backward; benchmarks/attention.py
-# looks at the corners. Its fixed cost asks for many pairs. Its passes over vectors of D numbers wait for memory, where
-# the matrix product of the dense way does not, and so ask for the more nodes the longer the vectors.
+# From where sorting was the faster, both forward alone and with backward; benchmarks/attention.py looks at the corners.
+# Its fixed cost asks for many pairs. Its passes over vectors of D numbers wait for memory, where the matrix product of
+# the dense way does not, and so ask for the more nodes the longer the vectors.
 _FEWEST_PAIRS, _FEWEST_NODES, _NODES_PER_NUMBER = 2**21, 320, 1.5
 
 

@@ -11,8 +11,8 @@ from cifarkit.reporting.reading import RunFiles, flatten
 
 _MOST_METRICS = 8
 _ABSENT = "–"
-_PATH = re.compile(r"(?:Posix|Windows)?Path\('(.*)'\)")
-_PLACES = ("folder", "path")  # settings that only say where a run lies
+_PATH = re.compile(r"(?:Posix|Windows)?Path\('([^']*)'\)")
+_PLACE = re.compile(r"(callbacks|loggers)\..*\b(folder|path)")  # settings that only say where a run lies
 
 
 def summarize(run: RunFiles) -> dict[str, str]:
@@ -63,7 +63,7 @@ def compare_settings(runs: Sequence[RunFiles], most: int = 400) -> tuple[list[li
     settings = [flatten(run.config) for run in runs]
     names = [*dict.fromkeys(name for one in settings for name in one)][:most]
     rows = [[name, *(_PATH.sub(r"\1", one.get(name, _ABSENT)) for one in settings)] for name in names]
-    different = [row for row in rows if len({*row[1:]}) > 1 and row[0].rpartition(".")[2] not in _PLACES]
+    different = [row for row in rows if len({*row[1:]}) > 1 and not _PLACE.fullmatch(row[0])]
     return different, [row for row in rows if len({*row[1:]}) == 1]
 
 

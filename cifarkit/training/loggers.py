@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cifarkit.files import write_atomically
+from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training.distributed import from_first_rank, process_group, rank
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class CSVLogger(Logger):
         self._columns = []
         if run.resumed and taken:
             self._number = taken
-            rows = [row for row in _read_rows(self._file("steps.csv")) if int(row["step"]) <= run.step]
+            rows = _rows_until(run.step, self._file("steps.csv"))
             self._columns = list(rows[0]) if rows else []
             write_atomically(_csv_text(self._columns, rows).encode(), self._file("steps.csv"))
             self._write_metrics(run.history, None)
@@ -167,7 +167,15 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, head
     return text.getvalue()
 
 
+def _rows_until(step: int, path: Path) -> list[dict[str, str]]:
+    """Return the rows of steps.csv that a run resumed at a step keeps."""
+    try:
+        return [row for row in _read_rows(path) if int(row["step"]) <= step]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{shown(path)} is damaged: a row has no whole number as its step ({error})") from error
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """Read a CSV file without its last line if a kill cut that short; a missing file has no rows."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_file(path).decode("utf-8") if path.exists() else ""
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))

@@ -60,7 +60,7 @@ class SampleGrid(Callback):
             return
         roots = [item.folder for item in run.callbacks if isinstance(item, ModelCheckpoint)]
         for part in (self.folder, *self.folder.parents):
-            if part.is_symlink() and any(root in part.parents for root in roots):
+            if part.is_symlink() and any(root.absolute() in part.absolute().parents for root in roots):
                 raise ValueError(
                     f"{shown(part)} is a link inside the folder of a run; remove it, or give another folder"
                 )

@@ -161,3 +161,25 @@ def test_attention_weights_are_no_feature_map() -> None:
     model = AttentionBehindConvolutions().eval()
     default, named = (attribute(model, IMAGES, 1, "grad_cam", relu=False, layer=one) for one in (None, "second"))
     assert torch.equal(default, named)
+
+
+class SplitHeads(nn.Module):
+    """A convolutional stem, then tokens whose queries are normed head by head, as in many transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm, self.query_norm, self.head = nn.LayerNorm(8), nn.LayerNorm(4), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.norm(self.stem(images).flatten(2).transpose(1, 2))  # (B, 8, h, w) -> (B, N, 8)
+        heads = self.query_norm(tokens.unflatten(2, (2, 4)).transpose(1, 2))  # (B, N, 8) -> (B, 2, N, 4)
+        return self.head(heads.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_queries_of_heads_are_no_feature_map() -> None:
+    model, outputs = SplitHeads().eval(), {}
+    for part in model.children():
+        part.register_forward_hook(lambda own, _, output: outputs.update({own: output}))
+    model(torch.rand(1, 3, 32, 32))
+    assert [*find_layouts(outputs, (32, 32), guess=True)] == [model.stem]

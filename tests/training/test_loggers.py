@@ -127,6 +127,14 @@ def test_csv_of_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path, torn: s
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("content", ["epoch,lr\n1,0.1\n", "step,lr\nmany,0.1\n"])
+def test_a_damaged_csv_of_a_resumed_run_is_named(tmp_path: Path, content: str) -> None:
+    train(CSVLogger(tmp_path), stub_run(), 2)
+    (tmp_path / "steps.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"steps\.csv is damaged: a row has no whole number as its step"):
+        CSVLogger(tmp_path).start(stub_run(step=1, resumed=True))
+
+
 def test_csv_resumed_before_its_first_row(tmp_path: Path) -> None:
     train(CSVLogger(tmp_path / "whole"), stub_run(), 2)
     train(CSVLogger(tmp_path / "cut"), stub_run(), 2, kill_at=3)

@@ -94,7 +94,11 @@ def kill_rank_1_when(path: Path, command: Sequence[str], place: Path) -> str:
             os.kill(victim, signal.SIGKILL)
             code = process.wait(200)
         finally:
-            process.kill()
+            process.terminate()  # which torchrun passes on to its workers
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
     text = (place / "words").read_text()
     assert code == 0, text
     return text
