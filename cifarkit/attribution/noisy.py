@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifarkit.attribution.noise import NormalStream
+from cifarkit.attribution.normal_stream import NormalStream
 from cifarkit.attribution.question import Question
 from cifarkit.checks import check_integer, check_number
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cifarkit.attribution import attribute
-from cifarkit.attribution.noise import NormalStream
+from cifarkit.attribution.normal_stream import NormalStream
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
