@@ -18,6 +18,7 @@ from cifarkit.checks import check_size
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.files import shown
 
+_BMP_PIXELS_A_BYTE = 128  # a run of 255 takes two bytes
 # The raster formats Pillow decodes by itself; EPS, for example, would start another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
 
@@ -134,6 +135,7 @@ def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_formats()) as image:
+                _require_pixels(image, path)
                 picture = _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture, or a damaged one") from None
@@ -144,6 +146,13 @@ def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8
     if shape is not None and picture.size != (shape[1], shape[0]):
         picture = picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)  # Pillow antialiases when it shrinks
     return np.asarray(picture)
+
+
+def _require_pixels(image: Image.Image, path: Path) -> None:
+    """Refuse a BMP whose header claims more pixels than run lengths can hold: Pillow fills up the rest, slowly."""
+    most = _BMP_PIXELS_A_BYTE * path.stat().st_size
+    if image.format == "BMP" and image.width * image.height > most:
+        raise ValueError(f"its header claims {image.width} x {image.height} pixels, but its bytes hold {most} at most")
 
 
 @functools.cache

@@ -63,6 +63,17 @@ def test_a_bomb_is_named_before_it_is_unpacked(name: str, tmp_path: Path) -> Non
         image_folder(tmp_path, size=8)
 
 
+def test_a_bmp_of_run_lengths_that_claims_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    header = struct.pack("<2sIII", b"BM", 56, 0, 54) + struct.pack(
+        "<IiiHHIIiiII", 40, 4_000_000, 1, 1, 8, 1, 2, 1, 1, 0, 0
+    )
+    (tmp_path / "long.bmp").write_bytes(header + b"\0\1")  # Pillow would fill four million pixels one by one
+    with pytest.raises(
+        ValueError, match=r"long\.bmp: its header claims 4000000 x 1 pixels, but its bytes hold 7168 at"
+    ):
+        read_images(tmp_path)
+
+
 def test_of_many_frames_one_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (value % 256, 0, 0)) for value in range(7, 500)]
     frames[0].save(tmp_path / "many.gif", save_all=True, append_images=frames[1:])

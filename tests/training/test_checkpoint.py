@@ -82,13 +82,13 @@ def test_plain_pytorch_reads_the_file_and_the_other_way_round(tmp_path: Path) ->
 def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path: Path, room: int) -> None:
     resource, path = pytest.importorskip("resource"), tmp_path / "state.pt"
     write_checkpoint(STATE, path)
-    old = path.read_bytes()
+    old, large = path.read_bytes(), STATE | {"weights": torch.zeros(2_000_000)}
     reader, writer = os.pipe()
-    child = os.fork()
+    child = os.fork()  # which takes no threads along: nothing that PyTorch would share among them may follow
     if child == 0:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-            write_checkpoint(STATE | {"weights": torch.zeros(2_000_000)}, path)
+            write_checkpoint(large, path)
         except OSError as error:
             os.write(writer, str(error).encode())
         finally:
