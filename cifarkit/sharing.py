@@ -68,27 +68,24 @@ def load_pretrained(constructor: Callable[..., Network], folder: str | Path, **c
     parameters = inspect.signature(constructor).parameters.values()
     names = {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
     arguments = {key: value for key, value in config.items() if key in names} | changes
-    network = _build(lambda: constructor(**arguments), folder)
+    network = _build(lambda: constructor(**arguments), folder, changes)
     load_weights(network, folder / _WEIGHTS)
     return network.eval()
 
 
-def _build(constructor: Callable[[], Network], folder: Path) -> Network:
+def _build(constructor: Callable[[], Network], folder: Path, changes: Mapping[str, Any]) -> Network:
     """Build a network unless it has more numbers than its file of weights has bytes: it could fill the memory."""
-    config, weights = shown(folder / _CONFIG), folder / _WEIGHTS
+    weights = folder / _WEIGHTS
+    described = f"{shown(folder / _CONFIG)}{' with your arguments' if changes else ''} describes a network"
     if not weights.is_file():
         read_file(weights)  # which says what is wrong with it
     numbers, held = _numbers_of(constructor), weights.stat().st_size
     if numbers > held:
-        raise ValueError(
-            f"{config} with your arguments describes a network of {numbers} numbers, and {_WEIGHTS} has {held} bytes"
-        )
+        raise ValueError(f"{described} of {numbers} numbers, and {_WEIGHTS} has {held} bytes")
     try:
         return constructor()
     except (RuntimeError, MemoryError, OverflowError) as error:
-        raise ValueError(
-            f"{config} with your arguments describes a network that cannot be built: {shown(_first_line(error))}"
-        ) from error
+        raise ValueError(f"{described} that cannot be built: {shown(_first_line(error))}") from error
 
 
 def _numbers_of(constructor: Callable[[], nn.Module]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarkit.files import atomic_file, write_atomically
+from cifarkit.files import atomic_file, start_writeback, write_atomically
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +48,32 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
         file.write("no bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [item.name for item in path.parent.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such hints")
+def test_the_disk_is_told_to_begin_with_all_that_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def note(descriptor: int, start: int, length: int, advice: int) -> None:
+        told.append((os.fstat(descriptor).st_size, start, length, advice))
+
+    monkeypatch.setattr(os, "posix_fadvise", note)
+    with atomic_file(tmp_path / "note") as file:
+        for text in (b"abc", b"de"):
+            file.write(text)
+            start_writeback(file)
+    assert told == [(size, 0, 0, os.POSIX_FADV_DONTNEED) for size in (3, 5)]
+    assert (tmp_path / "note").read_bytes() == b"abcde"
+
+
+def test_a_file_system_that_takes_no_hints_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    with atomic_file(tmp_path / "note") as file:
+        file.write(b"abc")
+        start_writeback(file)
+    assert (tmp_path / "note").read_bytes() == b"abc"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifarkit.files import atomic_file, read_file, require_plain_zip, shown, why_unreadable
+from cifarkit.files import atomic_file, read_file, require_plain_zip, shown, start_writeback, why_unreadable
 
 _END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
 _LABEL = b"sha256:"
@@ -61,7 +61,10 @@ class _HashingFile:
         if hashed is None:
             self.digest.update(content)
         try:
-            return self.file.write(content)
+            written = self.file.write(content)
+            if hashed is not None:
+                start_writeback(self.file)
+            return written
         except OSError as error:
             self.error = error
             raise
