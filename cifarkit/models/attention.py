@@ -17,6 +17,8 @@ from cifarkit.models.attention_checks import (
 )
 from cifarkit.models.sorted_attention import attend_sorted, is_faster_sorted, no_autocast
 
+_FEW_NODES = 128  # up to which plain products are faster than the fused kernel in bf16 on a CPU, with its backward pass
+
 
 def graph_attention(
     query: Tensor,
@@ -186,7 +188,7 @@ class GraphAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Classical multi-head attention, A = softmax(Q K^T / sqrt(D / H)), by PyTorch's fused kernel.
+    """Classical multi-head attention, A = softmax(Q K^T / sqrt(D / H)), by PyTorch's fused kernel where it is faster.
 
     Args:
         dim: length D of a node's vector, a multiple of heads.
@@ -211,19 +213,30 @@ class SelfAttention(nn.Module):
     def forward(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         check_nodes(nodes, mask, self.dim, self.project)
         query, key, value = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key, self.value))
-        seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, N)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        if mask is not None:
-            mixed = torch.where(mask.any(1)[:, None, None, None], mixed, 0.0)
-        projected: Tensor = self.project(_join_heads(mixed))
+        projected: Tensor = self.project(_join_heads(_attend(query, key, value, mask)))
         return projected
 
     def weights(self, nodes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
         check_nodes(nodes, mask, self.dim, self.project)
         query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))
-        scores = query @ key.transpose(2, 3) * (self.heads / self.dim) ** 0.5
-        return _masked_softmax(scores, mask)
+        return _classical_weights(query, key, mask)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the classical attention's mix of value, each (B, H, N, D); zeros where no node takes part."""
+    few = query.shape[2] <= _FEW_NODES
+    if few and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        # PyTorch's kernel is made for many nodes: its backward pass takes four times as long as these products.
+        return _classical_weights(query, key, mask).to(value.dtype) @ value
+    seen = None if mask is None else mask[:, None, None]  # (B, 1, 1, N)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return mixed if mask is None else torch.where(mask.any(1)[:, None, None, None], mixed, 0.0)
+
+
+def _classical_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """Return softmax(Q K^T / sqrt(D)): (B, H, N, N), in fp32 at least."""
+    return _masked_softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, mask)
 
 
 def _mix_values(weights: Tensor, value: Tensor) -> Tensor:

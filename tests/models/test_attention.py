@@ -257,6 +257,21 @@ def test_self_attention_is_torch_multihead_attention() -> None:
     torch.testing.assert_close(ours(nodes), theirs(nodes, nodes, nodes)[0])
 
 
+@pytest.mark.parametrize("count", [6, 200])  # by plain products, and by PyTorch's kernel
+@pytest.mark.parametrize("masked", [False, True])
+def test_self_attention_in_bf16_is_that_of_fp32(count: int, masked: bool) -> None:
+    torch.manual_seed(3)
+    layer, nodes, outputs, gradients = SelfAttention(32, 2), torch.randn(3, count, 32), [], []
+    mask = torch.arange(count) < torch.tensor([[0], [count // 2], [count]]) if masked else None
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            x = nodes.clone().requires_grad_()
+            outputs.append(layer(x, mask).float())
+        gradients += torch.autograd.grad(outputs[-1].square().sum(), x)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=3e-2, rtol=3e-2)
+
+
 @pytest.mark.parametrize("layer", [GraphAttention(8, 2), GraphAttention(8, 2, dynamic=True), SelfAttention(8, 2)])
 def test_order_of_nodes_does_not_matter(layer: nn.Module) -> None:
     nodes, order = torch.randn(2, 7, 8, generator=torch.Generator().manual_seed(0)), torch.randperm(7)
