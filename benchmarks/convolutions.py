@@ -6,8 +6,8 @@
 A step of training spends most of its time in these. Contenders are the convolution as PyTorch calls it, in bf16 and
 channels_last; the same as one product of matrices, of pixels' neighbourhoods with the weights; and Winograd's method,
 which does the work of 36 products by 16, forward only (its backward pass would be two more of the kind). Rates count
-the operations of the plain convolution, whatever a contender does, and stand beside that of a product of two square
-matrices, the best that these cores can do.
+the operations of the plain convolution without those on the zeros around the images, whatever a contender does, and
+stand beside that of a product of two square matrices.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     report = Report("convolutions", {"batch": batch, "repeats": repeats, "rounds": rounds})
     rows = []
     for channels, side in layers:
-        operations = 2 * batch * 9 * channels**2 * side**2 / 1e9
+        operations = 2 * batch * channels**2 * (3 * side - 2) ** 2 / 1e9  # pixels at the edge have fewer neighbours
         found = take_turns(contenders(channels, side, batch, repeats), rounds)
         report.figures[f"{channels}, {side}"] = found
         for name, values in found.items():

@@ -102,7 +102,8 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
     folded = fold_batchnorm(model) if evaluations >= _WORTH_FREEZING else None
     if folded is None:
         return model
-    few = images[:_COMPARED].to(device_of(model))
+    weight = next(model.parameters())  # a network with BatchNorm has some
+    few = images[:_COMPARED].to(weight.device, weight.dtype)  # in bf16 for a network in bf16
     with torch.autocast(few.device.type, enabled=False):
         expected, found = model(few), folded(few)
     alike = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

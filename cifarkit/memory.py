@@ -7,6 +7,7 @@ import functools
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_... in glibc's malloc.h
+_MAPPED_BYTES = 2**30, 2**25  # tensors above are mapped; glibc before 2.35 takes no more than the second
 _KEPT_BYTES = 2**31 - 1  # the largest an int of mallopt can say; one above never happens in small-image work
 
 
@@ -16,7 +17,8 @@ def keep_freed_memory() -> bool:
 
     A tensor of some megabytes is otherwise mapped when it is made and unmapped when it dies, and the kernel zeroes
     every page of the next one, which is a good part of the time of preparing a batch. The price is that the process
-    stays as large as it once was. Only the first call does anything; on a CPU the Trainer and the Loader make it.
+    stays as large as it once was. Only the first call does anything; on a CPU the Trainer, the
+    Loader and :func:`cifarkit.predict` make it.
 
     Returns:
         whether the allocator took it; False on systems without glibc, and with another allocator it has no effect.
@@ -28,5 +30,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has none
         return False
-    options = ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, 2**26))
-    return all(mallopt(option, value) == 1 for option, value in options)
+    taken = [any(mallopt(_MMAP_THRESHOLD, value) == 1 for value in _MAPPED_BYTES)]
+    taken += [mallopt(option, value) == 1 for option, value in ((_TRIM_THRESHOLD, _KEPT_BYTES), (_TOP_PAD, 2**26))]
+    return all(taken)

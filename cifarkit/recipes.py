@@ -15,6 +15,7 @@ from cifarkit.models import SpeedNet
 from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, distributed, muon_groups
 
 _WHITENING_IMAGES = 5_000
+_SIDE = 32  # pixels of the images that the recipes were made for
 _SGD_LR = 0.7  # of the kernels without Muon
 UNSURE = 0.25  # share of the test images that get six views instead of one
 
@@ -28,7 +29,8 @@ class SpeedRecipe:
     Attributes:
         epochs: passes over the training images.
         widths, depth: of the SpeedNet.
-        sides: {first epoch: side of the crops in pixels}; smaller crops take less time.
+        sides: {first epoch: side of the crops in pixels, of images of 32}; smaller crops take less time. Larger or
+            smaller images are cropped to the same share.
         padding: pixels added around the image before a crop of full size.
         cutout: side of a square that is blanked, 0 for none.
         batch_size: images that the network is trained on in an update, of all processes together.
@@ -37,7 +39,8 @@ class SpeedRecipe:
         proxy_widths: of the proxy, a SpeedNet as well.
         kernel_lr: of :class:`Muon`'s orthogonal steps, the relative change of a filter.
         head_lr, bias_lr: of the linear head and of the BatchNorm biases, by SGD with momentum 0.85.
-        weight_decay: of head and biases, the share they lose in an update at the peak rate.
+        weight_decay: of head and biases, the share they lose in an update at the peak rate, before momentum, which
+            makes it 6.7 times as much.
         label_smoothing: share of each label that is spread over all classes.
         muon: step the kernels by Muon; false steps them by SGD at a rate of 0.7.
         whiten: set the stem from the images and freeze it; false learns it.
@@ -75,6 +78,7 @@ class SpeedRecipe:
         flip = transforms.AlternatingFlip() if self.alternating_flip else transforms.RandomHorizontalFlip()
 
         def augment(side: int) -> transforms.Compose:
+            side = round(side * side_of_images / _SIDE)
             crop = transforms.RandomCrop(side, self.padding if side >= side_of_images else 0)
             cutout = [transforms.Cutout(self.cutout)] if self.cutout else []
             return transforms.Compose([crop, flip, *cutout, normalize])

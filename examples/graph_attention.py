@@ -23,7 +23,7 @@ flag("--weights", help="DEFAULT or a file for resnet18: a run's last.pt, or a st
 flag("--attention", default="graph", choices=["graph", "self"])
 flag("--epochs", type=int, default=6, help="of the small network")
 flag("--finetune-epochs", type=int, default=0, help="then train everything, augmented, the backbone at a tenth")
-flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"])
+flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 

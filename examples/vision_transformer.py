@@ -25,7 +25,7 @@ for name, default in (sizes | {"weight-decay": 0.05, "label-smoothing": 0.1}).it
     flag(f"--{name}", type=type(default), default=default)
 flag("--optimizer", default="muon", choices=["muon", "adamw"], help="of the matrices between embedding and head")
 flag("--lr", type=float, help="0.02 for Muon, 0.001 for AdamW")
-flag("--precision", default="fp32", choices=["fp32", "bf16-mixed", "fp16-mixed"])
+flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--minutes", type=float, help="stop after so long")
 flag("--resume", metavar="FOLDER")
 switches = {"download": "CIFAR-10 if it is not there", "tiny": "a few seconds, to see that it works", "cutmix": None}

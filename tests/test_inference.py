@@ -198,6 +198,17 @@ def test_many_images_go_through_a_folded_copy_with_the_same_result(monkeypatch: 
     assert calls == [1]
 
 
+def test_a_network_in_bf16_classifies_float_images_however_many() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5)).bfloat16().eval()
+    images = torch.randn(600, 3, 4, 4)
+    torch.testing.assert_close(
+        predict(network, images, precision="bf16")[:9],
+        predict(network, images[:9], precision="bf16"),
+        atol=0.05,
+        rtol=0.05,
+    )
+
+
 def test_a_copy_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = TinyNet(), photos(40)
     plain = predict(model, images, precision="fp32")

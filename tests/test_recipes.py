@@ -19,6 +19,13 @@ def test_crops_grow_with_the_epochs() -> None:
     assert sides == [{24}, {28}, {32}, {32}]
 
 
+@pytest.mark.parametrize(("side", "first", "last"), [(28, 21, 28), (64, 48, 64)])
+def test_images_of_other_sizes_are_cropped_to_the_same_share(side: int, first: int, last: int) -> None:
+    pixels = torch.randint(256, (100, 3, side, side), dtype=torch.uint8)
+    loader = recipes.TINY.loader(data.ImageDataset(pixels, TRAIN.labels[:100], TRAIN.classes))
+    assert [{images.shape[-1] for images, _ in loader} for _ in range(2)] == [{first}, {last}]
+
+
 def test_of_several_processes_each_makes_its_part_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = recipes.TINY.loader(TRAIN)
     monkeypatch.setenv("RANK", "1")

@@ -207,12 +207,13 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tenso
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
     layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]
-    if layers:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # None makes BatchNorm keep the equal average over batches
-        for inputs in batches:
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # None makes BatchNorm keep the equal average over batches
+    try:
+        for inputs in batches if layers else ():
             network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     network.eval()

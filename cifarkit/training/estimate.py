@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,11 @@ _WARM_UP = 3  # updates that are not timed: the first ones build kernels and fet
 
 
 def estimate_seconds(trainer: Trainer, task: Task, loader: Iterable[Any], *, steps: int = 20) -> float:
-    """Time some updates and say how long ``trainer.fit(task, loader)`` will take, without validation and callbacks.
+    """Time some updates and say how long ``trainer.fit(task, loader)`` will take.
 
-    Epochs of images of another size, as :class:`cifarkit.transforms.ByEpoch` makes them, are timed apart. Task, loader
-    and random states are as before afterwards.
+    Validation, callbacks and compiling are not counted. Epochs of images of another size, as
+    :class:`cifarkit.transforms.ByEpoch` makes them, are timed apart; what else changes as training goes on, such as
+    ``SelectiveTask(start=...)``, is not seen. Task, loader and random states are as before afterwards.
 
     Args:
         steps: updates to time for each size of image, at least 1.
@@ -43,15 +44,29 @@ def estimate_seconds(trainer: Trainer, task: Task, loader: Iterable[Any], *, ste
     timed: dict[tuple[Any, ...], float] = {}
     total = 0.0
     for epoch, count in enumerate(updates):
-        with untouched(check_task(task)), undisturbed(loader) as batches:
-            if hasattr(batches, "epoch"):  # a Loader, whose transform may depend on the epoch
-                batches.epoch = epoch
-            factor = trainer.accumulation.factor(epoch)
-            kind = (factor, *_shape_of_first(batches))
-            if kind not in timed:
+        batches, factor = _SameEpoch(loader, epoch), trainer.accumulation.factor(epoch)
+        kind = (factor, *_shape_of_first(batches))
+        if kind not in timed:
+            with untouched(check_task(task)), undisturbed(loader):
                 timed[kind] = _seconds_an_update(trainer, task, batches, factor, steps)
         total += count * timed[kind]
     return total
+
+
+class _SameEpoch:
+    """The batches of one epoch, however often they are asked for; the loader stays where it is."""
+
+    def __init__(self, loader: Iterable[Any], epoch: int) -> None:
+        self.loader, self.epoch = loader, epoch
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        with undisturbed(self.loader) as batches:
+            if hasattr(batches, "epoch"):  # a Loader, whose transform may depend on the epoch
+                batches.epoch = self.epoch
+            yield from batches
 
 
 def _updates_by_epoch(trainer: Trainer, batches: int) -> list[int]:
@@ -63,8 +78,8 @@ def _updates_by_epoch(trainer: Trainer, batches: int) -> list[int]:
     return updates
 
 
-def _shape_of_first(loader: Any) -> tuple[int, ...]:
-    with undisturbed(loader) as bystander, iterating(bystander) as batches:
+def _shape_of_first(loader: Iterable[Any]) -> tuple[int, ...]:
+    with iterating(loader) as batches:
         return tuple(next(batches)[0].shape)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_integer, check_number
@@ -91,8 +93,8 @@ def muon_groups(
     """Sort a network for :class:`Muon`: its convolution kernels behind the first, and all other parameters.
 
     The first convolution reads pixels and the linear head writes logits; like biases and norms they are stepped by SGD
-    with momentum. Kernels keep their norm if the network has a BatchNorm. Parameters that want no gradient are
-    left out.
+    with momentum. Kernels keep their norm if the next layer with parameters, in the order in which the layers were
+    made, is a BatchNorm. Parameters that want no gradient are left out.
 
     Args:
         model: a convolutional network.
@@ -105,14 +107,20 @@ def muon_groups(
     Raises:
         ValueError: if the network has fewer than two convolutions to train.
     """
-    kernels = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)][1:]
-    kernels = [kernel for kernel in kernels if kernel.requires_grad]
+    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm))]
+    normalized = {id(layer) for layer, following in pairwise(layers) if isinstance(following, _BatchNorm)}
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad]
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
+    convolutions = [layer for layer in convolutions if layer is not first]
+    kernels = [layer.weight for layer in convolutions]
     if not kernels:
         raise ValueError(f"model is a {type(model).__name__} without a second convolution to train; use torch.optim")
     chosen = {id(kernel) for kernel in kernels}
     others = [item for item in model.parameters() if item.requires_grad and id(item) not in chosen]
-    keep_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-    groups = [{"params": kernels, "lr": lr, "keep_norm": keep_norm}]
+    groups: list[dict[str, Any]] = []
+    for keep_norm in (True, False):
+        some = [layer.weight for layer in convolutions if (id(layer) in normalized) == keep_norm]
+        groups.append({"params": some, "lr": lr, "keep_norm": keep_norm})
     plain = {"orthogonal": False, "momentum": other_momentum}
     if bias_lr is not None:
         flat = [item for item in others if item.dim() < 2]

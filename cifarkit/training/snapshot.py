@@ -17,6 +17,7 @@ def untouched(task: Task) -> Iterator[None]:
     modes = [(module, module.training) for module in task.modules()]
     storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
     buffers = [(module, dict(module._buffers)) for module in task.modules()]
+    compiled = [(network, network._compiled_call_impl) for network in task.children()]
     try:
         yield
     finally:
@@ -27,5 +28,7 @@ def untouched(task: Task) -> Iterator[None]:
         task.load_state_dict(weights)
         for name, optimizer in task.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
+        for network, call in compiled:
+            network._compiled_call_impl = call
         for module, training in modes:
             module.training = training

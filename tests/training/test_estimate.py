@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit import data
-from cifarkit.training import ClassificationTask, Trainer, estimate, estimate_seconds
+from cifarkit.training import ClassificationTask, Trainer, estimate, estimate_seconds, trainer
 from cifarkit.transforms import ByEpoch, RandomCrop
 
 
@@ -56,6 +56,23 @@ def test_updates_of_several_batches_and_a_last_step_count(clock: Clock) -> None:
     trainer = Trainer(max_epochs=2, max_steps=8, accumulate_grad_batches={0: 1, 1: 3}, progress=False)
     seconds = estimate_seconds(trainer, make_task(clock), loader, steps=6)
     assert seconds == pytest.approx((6 * 10 + 2 * 30) * 32**2 * 1e-6)
+
+
+def test_a_short_epoch_is_timed_again_and_again(clock: Clock) -> None:
+    loader = data.Loader(data.shapes(20), 20, transform=ByEpoch({0: RandomCrop(24, 0), 4: RandomCrop(32, 2)}))
+    seconds = estimate_seconds(Trainer(max_epochs=8, progress=False), make_task(clock), loader, steps=20)
+    assert seconds == pytest.approx(20 * 4 * (24**2 + 32**2) * 1e-6)
+
+
+def test_networks_are_not_compiled_afterwards(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(clock)
+    monkeypatch.setattr(
+        trainer, "compile_networks", lambda task: setattr(task.model, "_compiled_call_impl", task.model.forward)
+    )
+    estimate_seconds(
+        Trainer(max_epochs=1, compile=True, progress=False), task, data.Loader(data.shapes(20), 10), steps=1
+    )
+    assert task.model._compiled_call_impl is None
 
 
 def test_nothing_is_left_behind(clock: Clock) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifarkit.models import SpeedNet, resnet18
 from cifarkit.training.muon import Muon, muon_groups, orthogonalize
 
 
@@ -65,9 +66,17 @@ def test_groups_take_each_trainable_parameter_once() -> None:
     net[1].weight.requires_grad_(False)
     kernels, others = muon_groups(net)
     assert [id(item) for item in kernels["params"]] == [id(net[3].weight)]
-    assert kernels["keep_norm"]
     assert len(others["params"]) == 6
-    assert muon_groups(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))[0]["keep_norm"] is False
+
+
+def test_only_kernels_in_front_of_a_batchnorm_keep_their_norm() -> None:
+    inner, last = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), inner, nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU(), last)
+    kept, free, _ = muon_groups(net, lr=0.02)
+    assert (kept["params"][0] is inner.weight, free["params"][0] is last.weight) == (True, True)
+    assert (kept["keep_norm"], free["keep_norm"], kept["lr"], free["lr"]) == (True, False, 0.02, 0.02)
+    for network in (resnet18(), SpeedNet(widths=(8, 8, 8), depth=3)):
+        assert [group["keep_norm"] for group in muon_groups(network) if "keep_norm" in group] == [True]
 
 
 def test_biases_may_have_a_group_of_their_own() -> None:
