@@ -1,6 +1,7 @@
 """Classify small images in plain PyTorch."""
 
 from cifarkit import attribution, data, diffusion, generation, models, plots, recipes, training, transforms
+from cifarkit.cpu import tune_cpu
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.inference import predict
 from cifarkit.reporting import report
@@ -79,5 +80,6 @@ __all__ = [
     "seed_everything",
     "training",
     "transforms",
+    "tune_cpu",
     "unfreeze",
 ]

@@ -18,6 +18,7 @@ import torchvision
 from torch import nn
 
 from cifarkit.checks import check_integer
+from cifarkit.cpu import available_cores
 from cifarkit.inference import device_of, evaluation_mode, has_native_bf16
 from cifarkit.models import SpeedNet
 from cifarkit.training import ClassificationTask, Trainer, estimate_seconds
@@ -119,16 +120,6 @@ def _threads() -> Iterator[Finding]:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if busy > 1.2 * cores:
         yield Finding("load", WARNING, f"{busy:.1f} programs compete for {cores} cores; times below are too long")
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use, by its affinity and by the limit of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or no limit ("max")
-        return cores
 
 
 def _compiler() -> Finding:

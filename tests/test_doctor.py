@@ -104,10 +104,6 @@ def test_doctor_and_trainer_agree_on_bf16() -> None:
     assert ("uses it" in doctor._bf16().text) == trains_in_bf16
 
 
-def test_available_cores_are_at_least_one() -> None:
-    assert doctor.available_cores() >= 1
-
-
 def test_speed_is_measured_without_a_trace() -> None:
     model = SpeedNet(4, widths=(4, 4, 4))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
