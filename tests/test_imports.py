@@ -28,7 +28,8 @@ ROOMS = {  # what each room may import, besides itself
     "recipes": GROUND | {"data", "transforms", "models", "training"},
     "reporting": GROUND,
     "sharing": GROUND | {"training"},
-    "doctor": GROUND | {"models", "training"},
+    "cpu": GROUND | {"training"},
+    "doctor": GROUND | {"cpu", "models", "training"},
     "training": GROUND | {"plots"},  # the LR finder's sweep draws itself
 }
 ROOMS["commands"] = GROUND | set(ROOMS)
