@@ -14,7 +14,6 @@ import torch
 
 import cifarkit
 from cifarkit import data, generation, models, schedules, transforms
-from cifarkit.data import MixedLoader
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
@@ -25,13 +24,14 @@ flag("--subset", metavar="FILE", help="write the real images to a .npz file for 
 flag("--generated", metavar="FOLDER")
 flag("--share", type=float, default=0.5, help="of generated images in a batch")
 flag("--steps", type=int, default=1000, help="updates, the same for all")
-flag("--seeds", type=int, default=3)
+flag("--seeds", type=int, default=3, choices=range(2, 11), metavar="2..10")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 widths = (64, 256, 256)
 if args.tiny:
     widths, args.per_class, args.steps, args.seeds = (8, 16, 16), 10, 4, 2
-
+if args.data != "shapes" and not (args.generated or args.subset):
+    parser.error("--generated is needed: only for shapes can others be drawn to stand in for generated images")
 if args.data == "shapes":
     everything, test_set = data.shapes(20 * args.per_class), data.shapes(200 if args.tiny else 2_000, seed=1)
 else:
@@ -41,6 +41,7 @@ if args.subset:
     real.save(args.subset)
     raise SystemExit(f"{real} is in {args.subset}")
 fake = generation.read_generated(args.generated) if args.generated else data.shapes(len(real), seed=2)
+data.MixedLoader(data.Loader(real, 50), fake, args.share)  # refuses what does not fit before any arm is trained
 normalize = transforms.Normalize(*real.mean_std())
 augment = transforms.Compose([transforms.RandomCrop(32), transforms.RandomHorizontalFlip(), normalize])
 
@@ -62,7 +63,7 @@ def accuracy(augmented: bool, share: float, seed: int) -> float:
     model = models.SpeedNet(real.num_classes, widths=widths)
     sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     task = (TellApart if share else cifarkit.ClassificationTask)(model, sgd, label_smoothing=0.1)
-    batches = MixedLoader(loader, fake, share, tell_apart=True) if share else loader
+    batches = data.MixedLoader(loader, fake, share, tell_apart=True) if share else loader
     cifarkit.Trainer(max_steps=args.steps, schedule=schedules.one_cycle(), progress=False).fit(task, batches)
     right = cifarkit.predict(model, normalize(test_set.images)).argmax(1) == test_set.labels
     return right.float().mean().item()

@@ -29,14 +29,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample from the averaged network of the run."""
     from cifarkit import diffusion, generation
-    from cifarkit.training import load_weights
+    from cifarkit.training import distributed, load_weights
+    from cifarkit.training.precision import choose_device
 
     settings = read_settings(args.run_folder, "diffusion model")
-    network = load_weights(build_network(settings), Path(args.run_folder) / "last.pt", average="ema")
+    device = choose_device(distributed.own_device("auto"))
+    network = load_weights(build_network(settings), Path(args.run_folder) / "last.pt", average="ema").to(device)
     schedule = diffusion.NoiseSchedule.cosine()
 
     def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
-        noise = generator.normal(*settings["image_shape"])
+        noise = generator.normal(*settings["image_shape"], device=device)
         denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, schedule=schedule)
         return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps)
 

@@ -27,7 +27,8 @@ def as_denoiser(
 ) -> NetworkDenoiser:
     """Make a network a denoiser: evaluation mode, fast layout and precision, guidance, velocity turned into noise.
 
-    The network is used as it is, not copied; only the layout of its weights becomes channels_last.
+    The network is used as it is, not copied; only the layout of its weights becomes channels_last. What it is asked
+    about may be on another device: it is moved to the network's, and the answer comes back.
 
     Args:
         model: (x, t), or (x, t, labels) if conditional; then its attribute ``num_classes`` is K, and label K "none".
@@ -77,11 +78,14 @@ class NetworkDenoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.labels is not None and len(self.labels) != len(x):
             raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
-        images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        home = next((parameter.device for parameter in self.model.parameters()), x.device)
+        images, at = x.to(home), t.to(home)
+        images = images.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else images
         with nullcontext() if self._ready else self._mode():
-            predicted = self._guided(images, t) if self.guidance else self._predict(images, t, self.labels)
+            predicted = self._guided(images, at) if self.guidance else self._predict(images, at, self.labels)
+        predicted = predicted.to(x.device, x.dtype)
         if self.velocity_schedule is not None:
-            predicted = self.velocity_schedule.noise_from_velocity(predicted.to(x.dtype), x, t)
+            predicted = self.velocity_schedule.noise_from_velocity(predicted, x, t)
         return predicted.to(x.dtype)
 
     @contextmanager

@@ -120,10 +120,12 @@ class NoiseSchedule:
 
         Args:
             previous: an earlier step than t, from -1; None is t - 1.
+        Raises:
+            TypeError, ValueError: as in :func:`add_noise`, and if previous is no such step.
         Source: Ho et al. 2020, equations 6 and 7.
         """
         t = self._checked(t, _same_shape(x, clean, "clean"))
-        left, before = self._left(t, x), self._left(t - 1 if previous is None else previous, x)
+        left, before = self._left(t, x), self._left(_earlier(previous, t, x), x)
         kept = left / before  # of the variance, from the step before to t
         of_clean = before.sqrt() * (1 - kept) / (1 - left)
         of_x = kept.sqrt() * (1 - before) / (1 - left)
@@ -156,20 +158,43 @@ class NoiseSchedule:
     def _checked(self, t: int | Tensor, images: Tensor) -> int | Tensor:
         if not images.is_floating_point():
             raise TypeError(f"images must be float, in [-1, 1]; got {images.dtype}")
-        if not isinstance(t, Tensor):
-            low = high = t = check_integer("t", t)
-        else:
-            if t.dtype != torch.int64:
-                raise TypeError(f"t must be int64; got {t.dtype}")
-            if t.dim() and t.shape != (len(images),):
-                raise ValueError(f"t must be ({len(images)},), a step for each image; got shape {tuple(t.shape)}")
-            if t.device.type != "cpu" or not t.numel():  # looking would wait for the GPU, whose kernels check it, too
-                return t
-            low, high = int(t.min()), int(t.max())
+        t = _steps("t", t, images)
+        if not _can_be_looked_at(t):
+            return t
+        low, high = (int(edge) for edge in torch.as_tensor(t).aminmax())
         if low < 0 or high >= self.timesteps:
             found = f"t={low}" if low == high else f"t runs from {low} to {high}"
             raise ValueError(f"{found}, but {self!r} has steps 0 to {self.timesteps - 1}")
         return t
+
+
+def _steps(name: str, t: int | Tensor, images: Tensor) -> int | Tensor:
+    """Return one step for all images, or int64 (B,), or raise."""
+    if not isinstance(t, Tensor):
+        return check_integer(name, t)
+    if t.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64; got {t.dtype}")
+    if t.dim() and t.shape != (len(images),):
+        raise ValueError(f"{name} must be ({len(images)},), a step for each image; got shape {tuple(t.shape)}")
+    return t
+
+
+def _can_be_looked_at(t: int | Tensor) -> bool:
+    """Tell whether steps are here; looking at those on a GPU would wait for it, and its kernels check them, too."""
+    return not isinstance(t, Tensor) or (t.device.type == "cpu" and t.numel() > 0)
+
+
+def _earlier(previous: int | Tensor | None, t: int | Tensor, images: Tensor) -> int | Tensor:
+    """Return a step before t, or raise; None is the one right before."""
+    if previous is None:
+        return t - 1
+    previous = _steps("previous", previous, images)
+    if _can_be_looked_at(t) and _can_be_looked_at(previous):
+        before, after = torch.as_tensor(previous), torch.as_tensor(t)
+        if (before < -1).any() or (before >= after).any():
+            found = f"previous={before.tolist()}, t={after.tolist()}"
+            raise ValueError(f"{found}: previous must be at least -1 and below t, the step that it comes before")
+    return previous
 
 
 def _fit(factor: Tensor, images: Tensor) -> Tensor:

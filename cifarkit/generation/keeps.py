@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +64,8 @@ class KeepNew:
         if not isinstance(train, Tensor) or train.dtype != torch.uint8:
             raise TypeError(f"train must be uint8 images, got {getattr(train, 'dtype', type(train).__name__)}")
         self.train, self.distance, self.mirror = train, check_number("distance", distance, 0), mirror
-        self.description = f"distance of at least {self.distance:g} to {len(train)} images, mirror={mirror}"
+        digest = hashlib.sha256(train.cpu().contiguous().numpy().data).hexdigest()[:16]
+        self.description = f"distance of at least {self.distance:g} to {len(train)} images {digest}, mirror={mirror}"
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = ((images + 1) * 127.5).round().to(torch.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -34,12 +34,14 @@ class Score:
         floor: the same, of real images against other real ones.
         per_class: the kernel distance of each class to the real images of the class; empty if labels were not given.
         protocol: of what images, split and features.
+        floor_per_class: as per_class, of other real images; classes of which there are fewer than 2 are left out.
     """
 
     figures: Mapping[str, float]
     floor: Mapping[str, float]
     per_class: Mapping[str, float]
     protocol: str
+    floor_per_class: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def worst_class(self) -> str | None:
@@ -57,8 +59,11 @@ class Score:
         ]
         if self.worst_class is not None:
             mean = sum(self.per_class.values()) / len(self.per_class)
-            worst = self.per_class[self.worst_class]
-            lines.append(f"worst class       {worst:10.4g}   {self.worst_class}; kernel distance, mean {mean:.4g}")
+            worst, floor = self.per_class[self.worst_class], self.floor_per_class.get(self.worst_class)
+            beside = "" if floor is None else f"real against real {floor:10.4g}   "
+            lines.append(
+                f"worst class       {worst:10.4g}   {beside}{self.worst_class}; kernel distance, mean {mean:.4g}"
+            )
         return "\n".join([*lines, self.protocol])
 
 
@@ -71,6 +76,7 @@ def score(
     labels: tuple[Tensor, Tensor] | None = None,
     classes: Sequence[str] | None = None,
     other_real: Tensor | None = None,
+    other_labels: Tensor | None = None,
     seed: int = 0,
 ) -> Score:
     """Measure generated images by their features.
@@ -83,30 +89,32 @@ def score(
         classes: K names.
         other_real: features of other real images, at best M of them, whose figures are the floor. None cuts real in
             two random halves, whose Fréchet distance is larger than that of as many images as fake has.
+        other_labels: of other_real, int64, for the floor of each class; the halves need none.
         seed: of the halves.
     Raises:
         TypeError: if features are no float tensors.
         ValueError: if a shape or a value is wrong, there are fewer than 6 images (12 real ones for halves), labels
-            and classes do not come together, or a class has too few images.
+            and classes do not come together, other_labels come alone, or a class has too few images.
     """
     real, fake = check_pair(real, fake, least=_FEWEST)
     if (labels is None) != (classes is None):
         raise ValueError("labels and classes must both be given, or neither")
+    if other_labels is not None and (other_real is None or labels is None):
+        raise ValueError("other_labels need other_real, whose labels they are, and the labels of the rest")
+    per_class = _by_class(("real", "fake"), real, fake, labels, classes)
     if other_real is None:
-        if len(real) < 2 * _FEWEST:
-            raise ValueError(f"real has {len(real)} rows, too few for two halves; give other_real, or {2 * _FEWEST}")
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(check_integer("seed", seed)))
-        one, other = real[order[: len(real) // 2]], real[order[len(real) // 2 :]]
+        one, other, theirs = _halves(real, None if labels is None else labels[0], seed)
         beneath = f"two halves of the real images, {len(one):,} and {len(other):,}"
     else:
         one, other = check_pair(real, other_real, least=_FEWEST)
+        theirs = None if other_labels is None or labels is None else (labels[0], other_labels)
         beneath = f"the same real images and {len(other):,} others"
+    floor_per_class = _by_class(("real", "other real"), one, other, theirs, classes, lenient=True)
     protocol = (
         f"{len(real):,} real images ({split}) and {len(fake):,} generated ones; features: {features}, "
         f"D={real.shape[1]}; neighbourhoods of 3 (precision, recall) and 5; real against real: {beneath}"
     )
-    per_class = {} if labels is None or classes is None else _by_class(real, fake, labels, classes)
-    return Score(_measure(real, fake), _measure(one, other), per_class, protocol)
+    return Score(_measure(real, fake), _measure(one, other), per_class, protocol, floor_per_class)
 
 
 def _measure(real: Tensor, fake: Tensor) -> dict[str, float]:
@@ -114,15 +122,42 @@ def _measure(real: Tensor, fake: Tensor) -> dict[str, float]:
     return {"frechet": frechet_distance(real, fake), "kernel": kernel_distance(real, fake)} | shares
 
 
-def _by_class(real: Tensor, fake: Tensor, labels: tuple[Tensor, Tensor], classes: Sequence[str]) -> dict[str, float]:
-    """Return the kernel distance of each class; its mean does not depend on how many images a class has."""
-    for name, own, points in (("real", labels[0], real), ("fake", labels[1], fake)):
+def _halves(real: Tensor, labels: Tensor | None, seed: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Cut features, and labels if there are any, into two random halves."""
+    if len(real) < 2 * _FEWEST:
+        raise ValueError(f"real has {len(real)} rows, too few for two halves; give other_real, or {2 * _FEWEST}")
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(check_integer("seed", seed)))
+    first, second = order[: len(real) // 2], order[len(real) // 2 :]
+    return real[first], real[second], None if labels is None else (labels[first], labels[second])
+
+
+def _by_class(
+    names: tuple[str, str],
+    real: Tensor,
+    fake: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    classes: Sequence[str] | None,
+    *,
+    lenient: bool = False,
+) -> dict[str, float]:
+    """Return the kernel distance of each class; its mean does not depend on how many images a class has.
+
+    Args:
+        names: of the two sets, for errors.
+        labels: without them there is nothing to return.
+        lenient: leave out a class of too few images instead of raising.
+    """
+    if labels is None or classes is None:
+        return {}
+    for title, own, points in zip(names, labels, (real, fake), strict=True):
         if own.shape != (len(points),):
-            raise ValueError(f"labels of the {name} images have shape {tuple(own.shape)}; give one for each")
+            raise ValueError(f"labels of the {title} images have shape {tuple(own.shape)}; give one for each")
     distances = {}
     for label, name in enumerate(classes):
         one, other = real[labels[0] == label], fake[labels[1] == label]
         if min(len(one), len(other)) < 2:
+            if lenient:
+                continue
             raise ValueError(f"class {name!r} has {len(one)} real and {len(other)} generated images; give 2 or more")
         distances[name] = kernel_distance(one, other)
     return distances

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SampleGrid(Callback):
-    """Make images after an epoch, send them to the loggers and keep them as a picture, ``folder/epoch-000.png``.
+    """Make images after epochs and at the end, for the loggers and as a picture, ``folder/epoch-000.png``.
 
     The networks are in evaluation mode meanwhile, and training does not notice which random numbers are drawn. Of
     several processes rank 0 makes them and the others wait; all must have the callback.
@@ -36,7 +36,7 @@ class SampleGrid(Callback):
     Args:
         sample: task -> images (B, C, H, W) in [-1, 1]; from the same noise each time, they can be compared.
         folder: where the pictures go; None keeps none.
-        every_n_epochs: how often.
+        every_n_epochs: how often; the last epoch has its picture in any case.
         average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
     Raises:
         TypeError: if sample cannot be called.
@@ -66,8 +66,16 @@ class SampleGrid(Callback):
                 )
 
     def on_epoch_end(self, run: Run) -> None:
-        if (run.history[-1]["epoch"] + 1) % self.every_n_epochs == 0:
+        if self._is_due(run):
             from_first_rank(lambda: self._make(run))
+
+    def on_fit_end(self, run: Run) -> None:
+        if run.history and not self._is_due(run):  # what a run of any length has come to in the end
+            from_first_rank(lambda: self._make(run))
+
+    def _is_due(self, run: Run) -> bool:
+        due: bool = (run.history[-1]["epoch"] + 1) % self.every_n_epochs == 0
+        return due
 
     def _make(self, run: Run) -> None:
         epoch = run.history[-1]["epoch"]
@@ -76,7 +84,7 @@ class SampleGrid(Callback):
         )
         rng = RngState.capture()
         with averaged, evaluation_mode(run.task), torch.no_grad():
-            images = self.sample(run.task).float().clamp(-1, 1)
+            images = self.sample(run.task).float().cpu().clamp(-1, 1)
         rng.restore()
         run.log_images("samples", (images + 1) / 2)
         if self.folder is not None:

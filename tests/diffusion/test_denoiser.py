@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cifarkit.diffusion import Denoiser, NoiseSchedule, as_denoiser, sample_ddim
+from cifarkit.diffusion.denoiser import NetworkDenoiser
 from cifarkit.inference import cpu_has_bf16
 
 T = torch.tensor([3, 500, 999])
@@ -136,6 +138,32 @@ def test_sampling_inside_an_autocast_leaves_training_its_gradients() -> None:
         as_denoiser(model, LABELS, precision="bf16")(start(), T)
         model(start(), T, LABELS).sum().backward()
     assert model.conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_a_network_on_a_gpu_is_asked_from_the_cpu(guidance: float) -> None:
+    """No GPU is needed: fake tensors hold no numbers, but know where they are and refuse to meet others elsewhere."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = TinyNet()
+        x, t, labels = torch.randn(3, 3, 8, 8), torch.arange(3), torch.arange(3)
+        with pytest.raises(RuntimeError, match="device"):
+            model(x, t, labels)
+        for home in ("cpu", "cuda"):
+            denoiser = NetworkDenoiser(model, labels, 4, guidance, None, "fp32")
+            found = denoiser(x.to(home), t.to(home))
+            assert (found.device.type, found.shape) == (home, x.shape)
+    assert {call["x"].device.type for call in model.calls} == {"cuda"}
+    assert model.calls[0]["labels"].device.type == "cuda"
+
+
+def test_what_has_no_weights_is_asked_where_the_images_are() -> None:
+    class Same(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return x
+
+    x = torch.empty(3, 3, 8, 8, device="meta")
+    assert as_denoiser(Same(), precision="fp32")(x, torch.empty(3, dtype=torch.int64, device="meta")).is_meta
 
 
 def test_labels_must_be_as_many_as_images() -> None:

@@ -232,12 +232,25 @@ def test_mistakes_about_noise_are_named(options: dict[str, Any], error: type[Exc
 
 
 def peer_walk(scheduler: Any, steps: int, noise: Tensor, **options: Any) -> Tensor:
-    """Sample as the peer does it, with the same denoiser."""
+    """Sample as the peer does it, with the same denoiser; return all states (S + 1, B, C, H, W)."""
     scheduler.set_timesteps(steps)
-    x = noise
+    states = [noise]
     for t in scheduler.timesteps:
-        x = scheduler.step(wavy(x, t.repeat(len(x))), t, x, **options).prev_sample
-    return x
+        x = states[-1]
+        states.append(scheduler.step(wavy(x, t.repeat(len(x))), t, x, **options).prev_sample)
+    return torch.stack(states)
+
+
+def own_walk(sampler: Sampler, noise: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """Sample and return all states (S + 1, B, C, H, W)."""
+    states: list[Tensor] = []
+
+    def watched(x: Tensor, t: Tensor) -> Tensor:
+        states.append(x)
+        return wavy(x, t)
+
+    last = sampler(watched, noise, *arguments, **options)
+    return torch.stack([*states, last])
 
 
 def give_table(scheduler: Any, schedule: NoiseSchedule) -> None:
@@ -256,7 +269,7 @@ def test_ddim_is_that_of_diffusers(steps: int, eta: float) -> None:
     peer = diffusers.DDIMScheduler(timestep_spacing="trailing")
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     theirs = peer_walk(peer, steps, start(), eta=eta, use_clipped_model_output=True, generator=generators[0])
-    ours = sample_ddim(wavy, start(), LINEAR, steps=steps, eta=eta, generator=generators[1])
+    ours = own_walk(sample_ddim, start(), LINEAR, steps=steps, eta=eta, generator=generators[1])
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
@@ -270,7 +283,8 @@ def test_ddim_is_that_of_diffusers_to_the_last_digits(table: str, steps: int, cl
     give_table(peer, TABLES[table])
     noise, generators = start(2, torch.float64), [torch.Generator().manual_seed(0) for _ in range(2)]
     theirs = peer_walk(peer, steps, noise, eta=eta, use_clipped_model_output=True, generator=generators[0])
-    ours = sample_ddim(wavy, noise, TABLES[table], steps=steps, eta=eta, clamp=clamp, generator=generators[1])
+    schedule, options = TABLES[table], {"steps": steps, "eta": eta, "clamp": clamp}
+    ours = own_walk(sample_ddim, noise, schedule, generator=generators[1], **options)
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
@@ -282,7 +296,7 @@ def test_dpm_solver_is_that_of_diffusers(table: str, steps: int, clamp: bool) ->
     peer = diffusers.DPMSolverMultistepScheduler(
         beta_schedule=table, timestep_spacing="trailing", thresholding=clamp, dynamic_thresholding_ratio=0.0
     )  # that share of the pixels, none, is let out of [-1, 1]: a plain clamp
-    ours = sample_dpm_solver(wavy, start(), TABLES[table], steps=steps, clamp=clamp)
+    ours = own_walk(sample_dpm_solver, start(), TABLES[table], steps=steps, clamp=clamp)
     theirs = peer_walk(peer, steps, start())
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -295,5 +309,5 @@ def test_ddpm_is_that_of_diffusers(variance: str) -> None:
     give_table(peer, schedule)
     noise, generators = start(2, torch.float64), [torch.Generator().manual_seed(0) for _ in range(2)]
     theirs = peer_walk(peer, 100, noise, generator=generators[0])
-    ours = sample_ddpm(wavy, noise, schedule, variance=variance, generator=generators[1])
+    ours = own_walk(sample_ddpm, noise, schedule, variance=variance, generator=generators[1])
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)

@@ -104,6 +104,23 @@ def test_the_posterior_takes_a_step_for_each_image() -> None:
         torch.testing.assert_close((mean[index : index + 1], variance[index].squeeze()), alone)
 
 
+@pytest.mark.parametrize(
+    ("t", "previous", "error", "message"),
+    [
+        (5, -3, ValueError, "previous=-3, t=5: previous must be at least -1 and below t"),
+        (5, 5, ValueError, "previous=5, t=5: previous must be"),
+        (torch.tensor([5, 7]), 6, ValueError, r"previous=6, t=\[5, 7\]: previous must be"),
+        (torch.tensor([5, 7]), torch.tensor([4, 8]), ValueError, r"previous=\[4, 8\], t=\[5, 7\]: previous must be"),
+        (5, torch.tensor([4]), ValueError, r"previous must be \(2,\), a step for each image; got shape \(1,\)"),
+        (5, torch.tensor([4.0, 4.0]), TypeError, r"previous must be int64; got torch\.float32"),
+        (5, 0.5, TypeError, r"previous=0\.5 is a float; give an integer"),
+    ],
+)
+def test_the_step_before_must_be_before(t: Any, previous: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SCHEDULES[0].posterior(*pictures(2), t, previous)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_velocity_is_the_slope_along_the_circle_and_gives_the_noise_back(schedule: NoiseSchedule) -> None:
     images, noise = pictures()

@@ -3,6 +3,10 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +164,37 @@ def test_a_killed_export_resumes_to_the_same_bytes(
     resumed = export(root / "killed", **options)
     assert contents(root / "killed") == contents(root / "calm")
     assert torch.equal(calm.images, resumed.images)
+
+
+SLOWLY = """
+import sys, time, torch
+from cifarkit.generation import generate_dataset
+
+def draw(labels, generator):
+    time.sleep(0.03)
+    return torch.stack([torch.rand(3, 4, 4, generator=item) * 2 - 1 for item in generator])
+
+generate_dataset(draw, classes=("cat", "dog", "frog"), per_class=40, folder=sys.argv[1], batch_size=4, progress=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="looks for SIGKILL")
+def test_a_process_killed_for_good_leaves_nothing_that_a_resume_cannot_mend(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOWLY, str(tmp_path / "killed")]
+    for pictures in (10, 50):
+        with subprocess.Popen(command) as child:
+            try:
+                while len([*(tmp_path / "killed").rglob("*.png")]) < pictures:
+                    assert child.poll() is None, "it ended before it could be killed"
+                    time.sleep(0.002)
+            finally:
+                child.kill()
+        assert child.returncode == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "manifest.jsonl").exists()
+    subprocess.run(command, check=True, timeout=100)
+    export(tmp_path / "calm", per_class=40, batch_size=4)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "calm")
 
 
 @pytest.mark.parametrize("filtered", [False, True])

@@ -1,5 +1,6 @@
 """Ready-made filters: what they keep, what they tell the manifest, and how they are told apart."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ def test_filters_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
             ValueError, match=r"was begun with keep='confidence from 0.6 to 1, Brightness [0-9a-f]{16}'"
         ):
             export(keep)
-    assert KeepAll(KeepNew(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), 1), unchanged).description == (
-        "distance of at least 1 to 3 images, mirror=False; unchanged"
-    )
+    black, white = (torch.full((3, 3, 2, 2), value, dtype=torch.uint8) for value in (0, 255))
+    described = [KeepAll(KeepNew(images, 1), unchanged).description for images in (black, white, black)]
+    assert described[0] == described[2] != described[1]
+    words = "distance of at least 1 to 3 images [0-9a-f]{16}, mirror=False; unchanged"
+    assert all(re.fullmatch(words, each) for each in described)
 
 
 @pytest.mark.parametrize(

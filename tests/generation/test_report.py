@@ -54,6 +54,18 @@ def test_the_worst_class_is_named() -> None:
     assert measure().worst_class is None
 
 
+def test_each_class_has_its_floor() -> None:
+    labels, others = (torch.arange(80) % 2, torch.arange(40) // 20), torch.arange(40) // 38
+    options: dict[str, Any] = {"labels": labels, "classes": ("cat", "dog")}
+    halves, told = measure(**options), measure(other_real=normal(40, 2), other_labels=others, **options)
+    assert halves.floor_per_class.keys() == halves.per_class.keys()
+    assert told.floor_per_class["cat"] == pytest.approx(kernel_distance(normal(80)[::2], normal(40, 2)[:38]))
+    assert "real against real" in str(told).splitlines()[6]
+    few = measure(other_real=normal(40, 2), other_labels=torch.arange(40) // 39, **options)
+    assert {*few.floor_per_class} == {"cat"}  # of the dogs there is one
+    assert not measure(other_real=normal(40, 2), **options).floor_per_class
+
+
 def test_it_can_be_kept_as_json() -> None:
     assert json.loads(json.dumps(measure().as_dict()))["figures"].keys() == measure().figures.keys()
 
@@ -68,6 +80,16 @@ def test_it_can_be_kept_as_json() -> None:
         (
             {"labels": (torch.zeros(80), torch.zeros(39)), "classes": ("cat",)},
             r"labels of the fake images have shape \(39,\)",
+        ),
+        ({"other_labels": torch.zeros(40)}, "other_labels need other_real, whose labels they are, and the labels"),
+        (
+            {
+                "labels": (torch.zeros(80), torch.zeros(40)),
+                "classes": ("cat",),
+                "other_real": normal(40, 2),
+                "other_labels": torch.zeros(39),
+            },
+            r"labels of the other real images have shape \(39,\)",
         ),
         (
             {"labels": (torch.zeros(80), torch.zeros(40)), "classes": ("cat", "dog")},

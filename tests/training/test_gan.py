@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cifarkit.data import ImageDataset, Loader
@@ -191,6 +192,19 @@ def test_it_trains_without_labels() -> None:
     assert len(list(task.updates([IMAGES, LABELS]))) == 2
     assert task.generate(torch.zeros(2, 5)).shape == (2, 3, 8, 8)
     assert fit(task, precision="bf16-mixed").step == 12
+
+
+def test_a_generator_on_a_gpu_is_asked_from_the_cpu() -> None:
+    """No GPU is needed: fake tensors hold no numbers, but know where they are and refuse to meet others elsewhere."""
+    task = make_task()
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            task.generator = TinyGenerator()
+        latents, labels = torch.randn(2, 16), torch.arange(2)
+        with pytest.raises(RuntimeError, match="device"):
+            task.generator(latents, labels)
+        assert task.generate(latents, labels).device.type == "cpu"
+        assert task.generate(latents.cuda(), labels).device.type == "cuda"
 
 
 def test_it_learns_the_mean_of_the_images() -> None:

@@ -48,9 +48,16 @@ def paint(task: Any) -> Tensor:
 def test_pictures_go_to_the_loggers_and_the_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     fit(SampleGrid(paint, tmp_path / "new", every_n_epochs=2), epochs=5, recorder=recorder)
-    assert [(name, step) for name, step, _ in recorder.images] == [("samples", 6), ("samples", 12)]
+    assert [(name, step) for name, step, _ in recorder.images] == [("samples", 6), ("samples", 12), ("samples", 15)]
     assert all(images.min() >= 0 and images.max() <= 1 for _, _, images in recorder.images)
-    assert sorted(path.name for path in tmp_path.glob("new/*")) == ["epoch-001.png", "epoch-003.png"]
+    assert sorted(path.name for path in tmp_path.glob("new/*")) == ["epoch-001.png", "epoch-003.png", "epoch-004.png"]
+
+
+def test_the_last_picture_is_made_once() -> None:
+    recorder = Recorder()
+    fit(SampleGrid(paint, every_n_epochs=2), epochs=4, recorder=recorder)
+    fit(SampleGrid(paint, every_n_epochs=2), epochs=0, recorder=recorder)
+    assert [step for _, step, _ in recorder.images] == [6, 12]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,9 +90,13 @@ class GANTask(Task):
         return {name: (total, len(real)) for name, total in sums.items()}
 
     def generate(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the generator's images (B, C, H, W); labels are left out if it takes none."""
-        images: Tensor = self.generator(latents, *self._taken(labels))
-        return images
+        """Return the generator's images (B, C, H, W), on the device of the latents, whichever the generator's is.
+
+        Labels are left out if it takes none.
+        """
+        home = next((parameter.device for parameter in self.generator.parameters()), latents.device)
+        images: Tensor = self.generator(*(part.to(home) for part in (latents, *self._taken(labels))))
+        return images.to(latents.device)
 
     def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
         """Return what a network is given for a batch, when an average of it measures its BatchNorm statistics."""
