@@ -19,7 +19,6 @@ import torch
 import cifarkit
 from cifarkit import data, diffusion, plots, schedules, training, transforms
 from cifarkit.models import UNet
-from cifarkit.training.planning import plan_updates
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
@@ -80,7 +79,7 @@ def sample(task: training.DiffusionTask, first: int | None = None) -> torch.Tens
 folder = Path(args.resume or args.folder or cifarkit.run_folder("ddpm"))
 settings = {"precision": args.precision, "schedule": schedules.cosine(warmup=0.05), "gradient_clip_val": 1.0}
 length = {"epochs": args.epochs, "minutes": args.minutes, "timed": 2 if args.tiny else 20}
-updates = plan_updates(folder / "plan.json", task, loader, settings, **length)
+updates = training.plan_updates(folder / "plan.json", task, loader, settings, **length)
 average = training.ExponentialMovingAverage(1 - 1 / max(10, updates / 20) if args.ema is None else args.ema)
 grid = training.SampleGrid(sample, folder / "samples", every_n_epochs=args.every, average=average)
 limit = [training.TimeLimit(60 * args.minutes)] if args.minutes else []

@@ -10,6 +10,7 @@ from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.muon import Muon, muon_groups
+from cifarkit.training.planning import plan_updates
 from cifarkit.training.run import Run
 from cifarkit.training.samples import SampleGrid
 from cifarkit.training.task import Task, Update, freeze, unfreeze
@@ -53,6 +54,7 @@ __all__ = [
     "load_weights",
     "lr_find",
     "muon_groups",
+    "plan_updates",
     "refresh_batchnorm",
     "run_folder",
     "save_weights",
