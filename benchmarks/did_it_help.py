@@ -6,6 +6,11 @@
 balanced set. A small SpeedNet is then trained on real images; real ones with classical augmentation (crops and flips);
 real and generated ones without it; and both with it. All arms make the same number of updates of the same batch size;
 of one seed all begin with the same weights. Differences are paired by the seed, their intervals Student's t over seeds.
+The generator itself is trained with flips, so what it makes brings some of the classical augmentation along. Whether it
+copies its few images is looked at: nearest training images, against those of test images.
+
+With --ddpm the generator is one that examples/train_ddpm.py trained on all images before, and all 5,000 real images a
+class are taken; that is another study, in another file.
 
 Every training is a line of the work file, so a stopped study goes on with the same flags; the generator goes on from
 its last checkpoint, its export from its last image.
@@ -15,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,15 +30,17 @@ from typing import Any
 
 import generators_shared as shared
 from graph_block import STUDENT, difference
-from report import Report, Table, arguments, destination
+from report import DATA, Report, Table, arguments, destination
 
-from cifarkit import data, generation
+from cifarkit import data, generation, plots
 
 WORK = Path("runs/did_it_help.jsonl")
+VERSION = 2  # of the recipes and figures below: trainings of another one are not taken over
+GRID_EPOCHS = 25  # between two grids: epochs of 5,000 images are short, and the plan leaves a tenth for all but updates
 ARMS = {  # title, classical augmentation, generated images
     "real": ("real", False, False),
     "augmented": ("real + classical augmentation", True, False),
-    "generated": ("real + generated", False, True),
+    "generated": ("real + generated, by a model that saw flips", False, True),
     "both": ("real + both", True, True),
 }
 PAIRS = {  # minuend and subtrahend -> what their difference says
@@ -44,15 +53,8 @@ DECISIVE = ("both", "augmented")
 
 
 def make_images(args: argparse.Namespace, real: data.ImageDataset, folder: Path) -> data.ImageDataset:
-    """Train the generator on the real images, and let it fill a folder; both go on with what is there."""
-    subset, run = folder / "real.npz", folder / "ddpm"
-    if not subset.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        real.save(subset)
-    if not (folder / "trained").exists():
-        shared.train_ddpm(subset, run, args.minutes, args.tiny)
-        (folder / "trained").touch()
-    network = shared.read_ddpm(run / "last.pt", real.num_classes, args.tiny)
+    """Train the generator on the real images, unless one is given, and let it fill a folder; both go on."""
+    network = shared.read_ddpm(args.ddpm or train_generator(args, real, folder), real.num_classes, args.tiny)
     about = {"sampler": "DPM-Solver++ 2M", "steps": args.sampler_steps, "weights": generation.weights_hash(network)}
     return generation.generate_dataset(
         shared.ddpm_sample(network, "dpm-solver", args.sampler_steps, real.image_shape),
@@ -63,11 +65,36 @@ def make_images(args: argparse.Namespace, real: data.ImageDataset, folder: Path)
     )
 
 
+def train_generator(args: argparse.Namespace, real: data.ImageDataset, folder: Path) -> Path:
+    """Train the generator on the real images alone; return its weights."""
+    subset, run = folder / "real.npz", folder / "ddpm"
+    if not subset.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        real.save(subset)
+    if not (folder / "trained").exists():
+        shared.warn_of_load(max(1.0, 0.5 * (os.cpu_count() or 1)))
+        shared.train_ddpm(subset, run, args.minutes, args.tiny, GRID_EPOCHS)
+        (folder / "trained").touch()
+    return run / "last.pt"
+
+
+def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageDataset, real: data.ImageDataset) -> Any:
+    """Return how long the generator was trained, and whether it copies; draw the nearest pairs."""
+    test_set = shared.load_sets(args.tiny)[2]
+    check = generation.check_copies(real.images, fake.images, test_set.images, mirror=True)
+    pairs = folder / "copies.png"
+    plots.nearest_pairs(fake.images, real.images, *check.copies, path=pairs)
+    end = shared.read_end(args.ddpm or folder / "ddpm" / "last.pt")
+    return end | {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(pairs)}
+
+
 def run_missing(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> None:
     """Train every arm and seed that the work file does not hold yet."""
-    done = {(item["arm"], item["seed"]) for item in shared.read(work, study)}
+    rows = shared.read(work, study)
+    done = {(item["arm"], item["seed"]) for item in rows if "arm" in item}
     missing = [(arm, seed) for seed in range(args.seeds) for arm in ARMS if (arm, seed) not in done]
-    if not missing:
+    described = any("generator" in item for item in rows)
+    if not missing and described:
         return
     folder = work.with_suffix("") / hashlib.sha256(repr(study).encode()).hexdigest()[:8]
     _, everything, test_set = shared.load_sets(args.tiny)
@@ -77,11 +104,13 @@ def run_missing(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> 
     started = time.monotonic()
     shared.train_classifier(real, test_set.split(10 * real.num_classes)[0], steps=trial, **options)
     each = (time.monotonic() - started) / trial * args.steps / 60
-    trained = (folder / "trained").exists()
+    trained = args.ddpm or (folder / "trained").exists()
     minutes = len(missing) * each + (0 if trained else args.minutes)
     print(f"{len(missing)} trainings of {each:.1f} minutes to go, about {minutes:.0f} minutes, ", end="")
     print("the generator is trained" if trained else "with the generator's", flush=True)
     fake = make_images(args, real, folder)
+    if not described:
+        shared.append(work, {"study": study, "generator": describe_generator(args, folder, fake, real)})
     for arm, seed in missing:
         _, augment, generated = ARMS[arm]
         started = time.monotonic()
@@ -106,12 +135,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), quantile * statistics.stdev(values) / len(values) ** 0.5
 
 
-def summarize(found: list[dict[str, Any]], study: dict[str, Any], picture: Path | None) -> Report:
+def summarize(found: list[dict[str, Any]], study: dict[str, Any], name: str, picture: Path | None) -> Report:
     """Make the tables, the picture and the verdict of one study."""
     by_arm: dict[str, dict[int, Any]] = {arm: {} for arm in ARMS}
-    for item in found:
+    trainings = [item for item in found if "arm" in item]
+    for item in trainings:
         by_arm[item["arm"]][item["seed"]] = item
-    report = Report("did_it_help", study, figures={"rows": found, "differences": []})
+    report = Report(name, study, figures={"rows": trainings, "differences": []})
     lines, bars = [], {}
     for arm, by_seed in by_arm.items():
         values = [item["accuracy"] for item in by_seed.values()]
@@ -119,7 +149,7 @@ def summarize(found: list[dict[str, Any]], study: dict[str, Any], picture: Path 
             bars[ARMS[arm][0]] = mean, half = interval(values)
             cells = [f"{100 * mean:.2f} ± {100 * half:.2f} %", str(len(values))]
             lines.append([ARMS[arm][0], *cells, f"{statistics.mean(i['seconds'] for i in by_seed.values()):,.0f}"])
-    title = f"{study['per_class']} real images a class of {study['data']}, {study['generated_per_class']} generated"
+    title = f"{study['per_class']:,} real images a class of {study['data']}, {study['generated_per_class']:,} generated"
     columns = ["training images", "test accuracy, mean and 95 % interval", "seeds", "seconds each"]
     report.tables.append(Table(title, columns, lines))
     lines = []
@@ -132,16 +162,35 @@ def summarize(found: list[dict[str, Any]], study: dict[str, Any], picture: Path 
             report.figures["differences"].append({"pair": [first, second], **gain._asdict(), "verdict": verdict})
     columns = ["question", "points, 95 % interval", "over", "verdict"]
     report.tables.append(Table("Paired differences in points of test accuracy", columns, lines))
-    for item in report.figures["differences"]:
-        if tuple(item["pair"]) == DECISIVE:
-            said = {"helps": "help", "hurts": "hurt"}.get(item["verdict"], "make no clear difference")
-            amount = f"{100 * item['mean']:+.2f} points ({100 * item['low']:+.2f} to {100 * item['high']:+.2f})"
-            sentence = f"Beside classical augmentation, generated images {said}: {amount}, {item['over']}."
-            report.figures["verdict"] = sentence
-            print(sentence)
+    report.tables += [describe(item["generator"], study) for item in found[::-1] if "generator" in item][:1]
+    if said := verdict_of(report.figures["differences"], study):
+        report.figures["verdict"] = said
+        print(said)
     if picture is not None and bars:
         draw(bars, picture, title)
     return report
+
+
+def describe(generator: dict[str, Any], study: dict[str, Any]) -> Table:
+    """Show how the generator was trained and whether it copies."""
+    planned = "" if generator["planned"] is None else f" of {generator['planned']:,}"
+    cells = [f"{generator['updates']:,}{planned}", f"{generator['seconds'] / 60:.1f}"]
+    end = generator["stopped_because"] or ("as planned" if planned else "no plan is known")
+    cells += [end, generator["copies"]]
+    columns = ["trained on", "updates", "minutes", "ended", "copies"]
+    whose = "images of its own run, given by --ddpm" if study["ddpm"] else "the real images of this study alone"
+    return Table("The generator, trained with flips", columns, [[whose, *cells]])
+
+
+def verdict_of(differences: Sequence[dict[str, Any]], study: dict[str, Any]) -> str:
+    """Say in a sentence what was found, or nothing if the arms that decide it are missing."""
+    for item in differences:
+        if tuple(item["pair"]) == DECISIVE:
+            said = {"helps": "help", "hurts": "hurt"}.get(item["verdict"], "make no clear difference")
+            amount = f"{100 * item['mean']:+.2f} points ({100 * item['low']:+.2f} to {100 * item['high']:+.2f})"
+            many = f"{study['per_class']:,} real images a class"
+            return f"With {many}, generated images beside classical augmentation {said}: {amount}, {item['over']}."
+    return ""
 
 
 def draw(bars: dict[str, tuple[float, float]], path: Path, title: str) -> None:
@@ -169,7 +218,8 @@ def parse() -> argparse.Namespace:
     """Read the flags, and fill in what depends on others."""
     parser = arguments(__doc__, "did_it_help")
     flag = parser.add_argument
-    flag("--per-class", type=int, default=500, help="real images of each class")
+    flag("--ddpm", type=Path, help="last.pt of a run of examples/train_ddpm.py on all images, not to train one on few")
+    flag("--per-class", type=int, help="real images of each class; 500, with --ddpm 5000")
     flag("--minutes", type=float, default=60.0, help="of the generator's training")
     flag("--generated-per-class", type=int, default=1_000)
     flag("--sampler-steps", type=int, default=20, help="of DPM-Solver++")
@@ -177,31 +227,46 @@ def parse() -> argparse.Namespace:
     flag("--steps", type=int, default=500, help="updates of each classifier, batches of 500")
     flag("--seeds", type=int, default=3)
     flag("--work", type=Path, help=f"finished trainings, beside a folder of this name; {WORK}, with --tiny nowhere")
-    flag("--picture", type=Path, help="where it goes; beside the work file")
+    flag("--picture", type=Path, help="where it goes; docs/images beside docs/data, else beside the work file")
     flag("--report-only", action="store_true", help="train nothing, print the tables of the work file")
     args = parser.parse_args()
+    args.per_class = args.per_class or (5_000 if args.ddpm else 500)
     if args.tiny:
         args.per_class, args.generated_per_class, args.sampler_steps, args.steps = 20, 10, 2, 3
-        args.minutes, args.seeds = 0.1, 2
-    if args.seeds < 2:
-        parser.error(f"--seeds is {args.seeds}; intervals over seeds need at least 2")
+        args.minutes, args.ddpm = 0.1, None
+    if args.seeds < 3:
+        parser.error(f"--seeds is {args.seeds}; a mean with its interval wants at least 3")
     return args
+
+
+def publish(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> None:
+    """Print the report, write it, and put the pictures where the pages look for them."""
+    found = shared.read(work, study)
+    if not found:
+        raise SystemExit(f"{work} holds no finished training of this study; run without --report-only first")
+    name = "did_it_help_all" if study["ddpm"] else "did_it_help"
+    path = destination(args, name)
+    shown = DATA.parent / "images" if path is not None and path.parent == DATA else None
+    picture = args.picture or (shown / f"{name}.png" if shown else None)
+    if picture is None and (args.work or not args.tiny):
+        picture = work.with_suffix(".png")
+    summarize(found, study, name, picture).publish(path)
+    for item in found:
+        if shown and "generator" in item:
+            shutil.copyfile(item["generator"]["pairs"], shown / f"{name}-copies.png")
 
 
 def main() -> None:
     args = parse()
-    name = shared.load_sets(args.tiny)[0]
+    data_name = shared.load_sets(args.tiny)[0]
     names = ("per_class", "minutes", "generated_per_class", "sampler_steps", "share", "steps")
-    study = {"data": name, "tiny": args.tiny} | {key: getattr(args, key) for key in names}
+    study = {"version": VERSION, "data": data_name, "tiny": args.tiny} | {key: getattr(args, key) for key in names}
+    study["ddpm"] = shared.file_hash(args.ddpm) if args.ddpm else None
     with shared.work_file(args, WORK) as work:
         if not args.report_only:
-            run_missing(args, work, study)
-        found = shared.read(work, study)
-        if not found:
-            raise SystemExit(f"{work} holds no finished training of this study; run without --report-only first")
-        kept = args.work or not args.tiny
-        picture = args.picture or (work.with_suffix(".png") if kept else None)
-        summarize(found, study, picture).publish(destination(args, "did_it_help"))
+            with shared.locked(work.with_suffix(".lock")):
+                run_missing(args, work, study)
+        publish(args, work, study)
 
 
 if __name__ == "__main__":

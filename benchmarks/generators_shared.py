@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import fcntl
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +23,14 @@ from torch import Tensor
 
 import cifarkit
 from cifarkit import data, diffusion, generation, recipes, schedules, training, transforms
+from cifarkit.files import write_atomically
 from cifarkit.models import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = diffusion.NoiseSchedule.cosine()
 WIDTH, MULTIPLIERS, PATCH = 64, (1, 2, 2), 2  # of the U-Net of 6.5 M parameters
 TINY_WIDTH, TINY_MULTIPLIERS = 8, (1, 1)  # what examples/train_ddpm.py --tiny builds
+PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def load_sets(tiny: bool) -> tuple[str, data.ImageDataset, data.ImageDataset]:
@@ -37,23 +42,96 @@ def load_sets(tiny: bool) -> tuple[str, data.ImageDataset, data.ImageDataset]:
     return "shapes", data.shapes(sizes[0]), data.shapes(sizes[1], seed=1)
 
 
-def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool) -> float:
-    """Train a diffusion model by examples/train_ddpm.py, or go on with what is in the folder; return the seconds.
+def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool, every: int = 5) -> None:
+    """Train a diffusion model by examples/train_ddpm.py, or go on with what is in the folder.
 
     Args:
         source: "cifar10", "shapes" or a .npz file.
         folder: of the run; its last.pt holds the averaged network, see :func:`read_ddpm`.
         minutes: that the training is planned for.
         tiny: train for an epoch of 300 images instead.
+        every: epochs between two grids; short epochs want them seldom, since the plan leaves a tenth for all of that.
     """
     command = [sys.executable, str(ROOT / "examples" / "train_ddpm.py"), "--data", str(source)]
     command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder)]
     command += ["--patch", str(PATCH), "--velocity", "--min-snr", "5", "--precision", "bf16-mixed"]
-    command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}"]
-    started = time.monotonic()
+    command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}", "--every", str(every)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    subprocess.run(command, check=True, env=environment)
-    return time.monotonic() - started
+    with locked(folder / "lock") as lock:
+        run_child(command, environment, lock)
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str], lock: int) -> None:
+    """Run a program to its end; hand SIGTERM and Ctrl-C on to it, and wait until it has saved.
+
+    Args:
+        lock: descriptor of a locked file, which the program keeps locked for as long as it runs, even if this
+            process is killed.
+    Raises:
+        SystemExit: with the code of a signal that ended it.
+        CalledProcessError: if it failed.
+    """
+    library = ctypes.CDLL(None)
+
+    def end_with_parent() -> None:
+        if sys.platform == "linux":
+            library.prctl(PARENT_DIED, signal.SIGTERM)
+
+    # In a session of its own: a terminal's Ctrl-C would reach it twice, and a second one ends it before it has saved.
+    child = subprocess.Popen(
+        command, env=dict(environment), pass_fds=[lock], start_new_session=True, preexec_fn=end_with_parent
+    )
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda got, frame: child.send_signal(got)) for number in numbers}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code in {128 + number for number in numbers} | {-number for number in numbers}:
+        raise SystemExit(code if code > 0 else 128 - code)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold a file so that no second process works where this one does; yield its descriptor.
+
+    Raises:
+        SystemExit: if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(f"another process is at work here, it holds {path}; wait for it or stop it") from None
+        yield file.fileno()
+
+
+def warn_of_load(most: float) -> None:
+    """Say so if other programs are running, since a plan made on a busy machine is too short."""
+    load = os.getloadavg()[0]
+    if load > most:
+        print(
+            f"WARNING: the load average is {load:.1f}; plans and times made now are those of a busy machine", flush=True
+        )
+
+
+def file_hash(path: Path) -> str:
+    """Return the start of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def read_end(weights: Path, stopped_because: str | None = None) -> dict[str, Any]:
+    """Return what a row says of a training's length, as its checkpoint, and plan.json beside it, tell it."""
+    run, plan = cifarkit.load_checkpoint(weights)["run"], weights.parent / "plan.json"
+    planned = json.loads(plan.read_text())["updates"] if plan.exists() else None
+    if planned is not None and run["step"] < planned:
+        stopped_because = stopped_because or "its end came before that of the plan, and the rate had not come down"
+    end = {"updates": run["step"], "seconds": run["seconds"], "planned": planned}
+    return end | {"stopped_because": stopped_because}
 
 
 def read_ddpm(weights: Path, num_classes: int, tiny: bool) -> UNet:
@@ -79,9 +157,22 @@ def ddpm_sample(network: UNet, sampler: str, steps: int, shape: Sequence[int]) -
 
 
 def fit_in_minutes(
-    task: cifarkit.Task, loader: data.Loader, folder: Path, minutes: float, tiny: bool
-) -> tuple[cifarkit.Run, training.ExponentialMovingAverage]:
-    """Train a task with one optimizer as examples/train_ddpm.py does, for peers: the same plan, rates and average."""
+    task: cifarkit.Task,
+    loader: data.Loader,
+    folder: Path,
+    minutes: float,
+    tiny: bool,
+    *,
+    share: float = 0.9,
+    most_minutes: float | None = None,
+) -> cifarkit.Run:
+    """Train a task with one optimizer as examples/train_ddpm.py does, for peers: the same plan, rates and average.
+
+    Args:
+        minutes: that the training is planned for.
+        share: of the minutes that updates are planned for; the rest is for averages and saves.
+        most_minutes: after which it is stopped; None for the same as planned.
+    """
     settings: dict[str, Any] = {"precision": "bf16-mixed", "schedule": schedules.cosine(warmup=0.05)}
     settings |= {"gradient_clip_val": 1.0, "max_steps": len(loader)}
     plan = folder / "plan.json"
@@ -90,17 +181,23 @@ def fit_in_minutes(
     elif tiny:
         updates = 2
     else:
-        trial = training.Trainer(**settings, progress=False)
-        seconds = training.estimate_seconds(trial, task, loader) / len(loader)
-        updates = max(1, int(0.9 * 60 * minutes / seconds))
-        print(f"{seconds:.3f} s an update: {updates:,} updates, {updates / len(loader):.1f} epochs, are planned")
-    folder.mkdir(parents=True, exist_ok=True)
-    plan.write_text(json.dumps({"updates": updates}))
+        warn_of_load((os.cpu_count() or 1) + 0.5)
+        seconds = seconds_an_update(task, loader)
+        updates = max(1, int(share * 60 * minutes / seconds))
+        epochs = updates / len(loader)
+        print(f"{seconds:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)
+    write_atomically(json.dumps({"updates": updates}).encode(), plan)
     average = training.ExponentialMovingAverage(1 - 1 / max(10, updates / 20))
     callbacks = [average, training.ModelCheckpoint(folder, every_n_steps=500)]
-    callbacks += [] if tiny else [training.TimeLimit(60 * minutes)]
+    callbacks += [] if tiny else [training.TimeLimit(60 * (most_minutes or minutes))]
     settings |= {"max_steps": updates, "callbacks": callbacks, "loggers": [training.CSVLogger(folder)]}
-    return training.Trainer(**settings).fit(task, loader, resume="auto"), average
+    return training.Trainer(**settings).fit(task, loader, resume="auto")
+
+
+def seconds_an_update(task: cifarkit.Task, loader: data.Loader, steps: int = 20) -> float:
+    """Time some updates in the precision of :func:`fit_in_minutes`; the task stays as it is."""
+    trial = training.Trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=len(loader), progress=False)
+    return training.estimate_seconds(trial, task, loader, steps=steps) / len(loader)
 
 
 def classifier_recipe(tiny: bool) -> recipes.SpeedRecipe:
@@ -139,19 +236,21 @@ def train_classifier(
 
 
 def read(path: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the rows of a study from the work file, and take off a last line that a kill cut short."""
+    """Read the rows of a study from the work file; a last line that is not whole, or not yet, is passed over."""
     content = path.read_text() if path.exists() else ""
     whole = content[: content.rfind("\n") + 1]
-    if whole != content:
-        path.write_text(whole)
     return [row for row in map(json.loads, whole.splitlines()) if row["study"] == study]
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a finished row to the work file."""
+    """Add a finished row to the work file, in the place of a last line that a kill cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ A page marks the place of a table by two comments, and what stands between them 
 - ``views``: what further views of the test images gain in that benchmark;
 - ``resnet18``: the two ResNet-18 trainings;
 - ``report | NAME | TITLE``: a table of docs/data/NAME.json as its benchmark printed it;
-- ``whole report | NAME``: all its tables, what was aimed at and found, and the machine.
+- ``whole report | NAME``: all its tables, what was aimed at and found, and the machine;
+- ``verdict | NAME``: the sentence in which a benchmark says what it found;
+- ``picture | FILE | CAPTION``: a picture of docs/images that a benchmark drew, in a page of docs itself.
 
 What has not been measured gives a sentence that says so, with the command that would measure it.
 """
@@ -125,7 +127,7 @@ def conditions(study: dict[str, Any]) -> str:
         f"{min(seconds):.0f} to {max(seconds):.0f} s. The reference is crop + flip, SGD and one cycle. Command and "
         "details: [Results](../results.md#what-each-trick-gains-or-costs)."
     )
-    return textwrap.fill(words, 120, break_on_hyphens=False, break_long_words=False)
+    return wrapped(words)
 
 
 def whole_runs(arm: str) -> list[dict[str, Any]]:
@@ -195,19 +197,40 @@ def whole_report(name: str) -> str:
     return "\n\n".join([*tables, "\n".join(targets), machine(content)])
 
 
+def verdict(name: str) -> str:
+    """Repeat the sentence in which a benchmark says what it found."""
+    said = read_json(name)["figures"].get("verdict")
+    return not_measured(command_of(name)) if said is None else wrapped(f"**{said}**")
+
+
+def picture(file: str, caption: str) -> str:
+    """Show a picture, if it has been drawn."""
+    return f"![{caption}](images/{file})" if (DOCS / "images" / file).is_file() else f"Not drawn here yet: {caption}."
+
+
 def machine(content: dict[str, Any]) -> str:
     """Say when a benchmark ran, on what, and with which versions."""
     on = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in on["versions"].items())
     threads = f"{on['threads']} {'thread' if on['threads'] == 1 else 'threads'}"
-    words = f"Measured on {content['date']} with {threads} on {on['processor']}, {on['cores']} cores; {versions}."
+    return wrapped(
+        f"Measured on {content['date']} with {threads} on {on['processor']}, {on['cores']} cores; {versions}."
+    )
+
+
+def wrapped(words: str) -> str:
+    """Break lines at 120."""
     return textwrap.fill(words, 120, break_on_hyphens=False, break_long_words=False)
 
 
 def command_of(name: str) -> str:
-    """Name the script that writes docs/data/NAME.json; that of the explanations is an example."""
-    scripts = {"explanations": "examples/explain.py", "tricks_more": "benchmarks/tricks.py"}
-    return f"python {scripts.get(name, f'benchmarks/{name}.py')}"
+    """Name the command that writes docs/data/NAME.json; that of the explanations is an example."""
+    commands = {
+        "explanations": "examples/explain.py",
+        "tricks_more": "benchmarks/tricks.py",
+        "did_it_help_all": "benchmarks/did_it_help.py --ddpm runs/ddpm/last.pt",
+    }
+    return f"python {commands.get(name, f'benchmarks/{name}.py')}"
 
 
 def not_measured(command: str) -> str:
@@ -223,6 +246,8 @@ MAKERS: dict[str, Callable[..., str]] = {
     "resnet18": resnet18,
     "report": report,
     "whole report": whole_report,
+    "verdict": verdict,
+    "picture": picture,
 }
 
 

@@ -162,7 +162,28 @@ def test_what_has_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (DOCS / "data").glob("*.json")))
 def test_data_come_from_a_script(name: str) -> None:
-    assert (ROOT / tables.command_of(name).removeprefix("python ")).is_file()
+    assert (ROOT / tables.command_of(name).split()[1]).is_file()
+
+
+def test_a_verdict_is_the_sentence_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    place = "<!-- table: verdict | did_it_help -->\n<!-- end of table -->"
+    missing = "Not measured here yet; `python benchmarks/did_it_help.py` would do it."
+    assert missing in tables.fill(place)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "did_it_help.json").write_text('{"figures": {}}')
+    assert missing in tables.fill(place)
+    (tmp_path / "data" / "did_it_help.json").write_text('{"figures": {"verdict": "It helps."}}')
+    assert tables.fill(place).splitlines()[2] == "**It helps.**"
+
+
+def test_a_picture_is_shown_once_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    place = "<!-- table: picture | arms.png | the arms -->\n<!-- end of table -->"
+    assert "Not drawn here yet: the arms." in tables.fill(place)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "arms.png").touch()
+    assert "![the arms](images/arms.png)" in tables.fill(place)
 
 
 def test_a_title_that_begins_so_is_found() -> None:

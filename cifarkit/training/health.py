@@ -32,31 +32,37 @@ class GANHealth(Callback):
     """Say after each epoch in words how a :class:`GANTask` is doing, and undo updates that lost the weights.
 
     The line warns of collapse, when generated images are much nearer to each other than real ones are, and of a
-    discriminator that is always right. It stands in ``verdict``, the number behind it in the metric
-    ``sample_diversity``: the mean distance to the nearest other image, of generated images over real ones. Classes are
-    looked at one by one, too.
+    discriminator that is always right. Classes are looked at one by one, too.
 
-    When weights are no longer finite, networks and optimizers go back to the end of the last epoch (or to where the
-    run was resumed), and training goes on, with other random numbers. No other callback touches the weights, and this
-    one only where they are lost anyway. Looking for it waits for a GPU in each update.
+    When weights, or buffers such as BatchNorm's, are no longer finite, networks and optimizers go back to the end of
+    the last epoch (or to where the run was resumed), and training goes on, with other random numbers. No other
+    callback touches the weights, and this one only where they are lost anyway. Looking for it waits for a GPU in each
+    update.
 
     Args:
         samples: real and generated images to compare.
         returns: how often to go back; then the run ends as it would without this callback.
+    Attributes:
+        verdict: the newest line.
+        diversity: the number behind it, also the metric ``sample_diversity``: the mean distance to the nearest other
+            image, of generated images over real ones; NaN before the first epoch has ended.
+        collapsed: the labels of classes whose generated images are nearly the same.
+        returned: how often it went back.
     """
 
     order = -20  # before averages take in weights that are not finite
+    collapsed: list[int]
 
     def __init__(self, samples: int = 512, *, returns: int = 3) -> None:
         self.samples, self.returns = check_integer("samples", samples, 2), check_integer("returns", returns, 0)
-        self.verdict, self.returned = "", 0
+        self._begin()
         self._labels, self._real = torch.empty(0, dtype=torch.int64), torch.empty(0)  # labels, distances of real images
         self._good: dict[str, Any] = {}
 
     def on_fit_start(self, run: Run) -> None:
         if not callable(getattr(run.task, "generate", None)):
             raise TypeError(f"GANHealth watches a GANTask; the task of this run is a {type(run.task).__name__}")
-        self.verdict, self.returned = "", 0
+        self._begin()
         batches = [*_first(run, self.samples)]
         images, labels = (torch.cat(parts)[: self.samples] for parts in zip(*batches, strict=True))
         self._labels, self._real = labels.cpu(), nearest_distances(images).cpu()
@@ -73,11 +79,11 @@ class GANHealth(Callback):
     def on_epoch_end(self, run: Run) -> None:
         self._keep(run)
         made = self._measure(run)
-        diversity = float(made.mean() / self._real.mean())
-        run.record({"sample_diversity": diversity})
+        self.diversity = float(made.mean() / self._real.mean())
+        run.record({"sample_diversity": self.diversity})
         on_real, on_fake = (run.metrics.get(f"train_discriminator_{kind}_acc", math.nan) for kind in ("real", "fake"))
-        collapsed = collapsed_classes(made, self._real, self._labels)
-        self.verdict = describe_health(diversity, on_real, on_fake, collapsed)
+        self.collapsed = collapsed_classes(made, self._real, self._labels)
+        self.verdict = describe_health(self.diversity, on_real, on_fake, self.collapsed)
         if self.returned:
             self.verdict += f"; returned {self.returned} of {self.returns} times from weights that were not finite"
         if run.trainer.progress and rank() == 0:
@@ -89,10 +95,17 @@ class GANHealth(Callback):
         return metric == "sample_diversity"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"returned": self.returned, "labels": self._labels, "real": self._real}
+        # A run that had ended before it is resumed makes no epoch more, and must still know its last line.
+        said = {"verdict": self.verdict, "diversity": self.diversity, "collapsed": self.collapsed}
+        return {"returned": self.returned, "labels": self._labels, "real": self._real} | said
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.returned, self._labels, self._real = state["returned"], state["labels"], state["real"]
+        self.verdict, self.diversity, self.collapsed = state["verdict"], state["diversity"], [*state["collapsed"]]
+
+    def _begin(self) -> None:
+        self.verdict, self.diversity, self.returned = "", math.nan, 0
+        self.collapsed = []
 
     @torch.no_grad()
     def _measure(self, run: Run) -> Tensor:
@@ -169,4 +182,9 @@ def _first(run: Run, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _is_finite(run: Run) -> bool:
-    return bool(get_total_norm(run.parameters).isfinite())
+    """Tell whether all weights and saved buffers are finite: BatchNorm's statistics may be lost before any weight."""
+    state = [item for item in run.task.state_dict().values() if isinstance(item, Tensor)]
+    # The largest entry, not the usual norm, as the square of a statistic that is only large may overflow.
+    return bool(
+        get_total_norm([item for item in state if item.is_floating_point() and item.numel()], torch.inf).isfinite()
+    )

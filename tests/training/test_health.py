@@ -201,6 +201,46 @@ def test_a_resumed_run_counts_on_and_compares_with_the_same_images(tmp_path: Pat
     assert second.verdict == whole.verdict
 
 
+def test_a_run_that_had_ended_still_knows_its_last_line(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_step_end(self, run: Run) -> None:
+            if run.step == 6:
+                run.stop("far enough")
+
+        def on_resume(self, run: Run) -> None:
+            self.on_step_end(run)
+
+    first, second = GANHealth(40), GANHealth(40)
+    fit(make_task(spread=0.01), first, Stop(), ModelCheckpoint(tmp_path), epochs=3)
+    run = fit(make_task(spread=0.01), second, Stop(), epochs=3, resume=tmp_path)
+    assert (run.step, len(run.history)) == (6, 1)  # no update more, and the row of the open epoch is gone
+    assert second.verdict.startswith("collapse")
+    assert (second.verdict, second.diversity) == (first.verdict, first.diversity)
+    assert second.collapsed == first.collapsed == [0, 1]
+
+
+def test_lost_statistics_are_found_where_all_weights_are_finite() -> None:
+    class Lose(Callback):
+        order = -30  # before GANHealth looks
+
+        def on_step_end(self, run: Run) -> None:
+            if run.step in (4, 6):  # the fourth update ends an epoch, whose state must not count as good
+                run.task.get_buffer("generator.mean").fill_(torch.inf)
+
+    task, health = make_task(), GANHealth()
+    task.generator.register_buffer("mean", torch.zeros(3))
+    run = fit(task, Lose(), health)
+    assert health.returned == 2
+    assert run.task.get_buffer("generator.mean").eq(0).all()
+
+
+def test_large_statistics_are_finite() -> None:
+    task, health = make_task(), GANHealth()
+    task.generator.register_buffer("mean", torch.full((3,), 1e30))
+    fit(task, health)
+    assert health.returned == 0
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="samples=1 must be at least 2"):
         GANHealth(1)
