@@ -25,8 +25,7 @@ KINDS = (  # what it is for -> names of operators; the first that fits counts
     ("BatchNorm", r"batch_norm"),
     ("ReLU", r"relu|clamp_min|threshold_backward"),
     ("copies and casts", r"copy_|_to_copy|clone|contiguous|empty|zero"),
-    ("optimizer", r"_foreach|_fused|sgd|norm"),
-    ("sums of branches", r"add"),
+    ("sums of branches, and the optimizer's", r"add|mul_|_foreach|_fused"),
 )
 
 
