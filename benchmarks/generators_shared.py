@@ -23,7 +23,6 @@ from torch import Tensor
 
 import cifarkit
 from cifarkit import data, diffusion, generation, recipes, schedules, training, transforms
-from cifarkit.files import write_atomically
 from cifarkit.models import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,19 +173,11 @@ def fit_in_minutes(
         most_minutes: after which it is stopped; None for the same as planned.
     """
     settings: dict[str, Any] = {"precision": "bf16-mixed", "schedule": schedules.cosine(warmup=0.05)}
-    settings |= {"gradient_clip_val": 1.0, "max_steps": len(loader)}
-    plan = folder / "plan.json"
-    if plan.exists():
-        updates = json.loads(plan.read_text())["updates"]
-    elif tiny:
-        updates = 2
-    else:
+    settings |= {"gradient_clip_val": 1.0}
+    plan, length = folder / "plan.json", {"minutes": None if tiny else minutes, "share": share}
+    if not tiny and not plan.exists():
         warn_of_load((os.cpu_count() or 1) + 0.5)
-        seconds = seconds_an_update(task, loader)
-        updates = max(1, int(share * 60 * minutes / seconds))
-        epochs = updates / len(loader)
-        print(f"{seconds:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)
-    write_atomically(json.dumps({"updates": updates}).encode(), plan)
+    updates = training.plan_updates(plan, task, loader, settings, epochs=1, **length)
     average = training.ExponentialMovingAverage(1 - 1 / max(10, updates / 20))
     callbacks = [average, training.ModelCheckpoint(folder, every_n_steps=500)]
     callbacks += [] if tiny else [training.TimeLimit(60 * (most_minutes or minutes))]

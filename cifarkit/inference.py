@@ -139,9 +139,9 @@ def has_native_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter; the CPU if it has none."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
+    """Return the device of a module's first parameter; if it has none, the other one given, or else the CPU."""
+    return next((parameter.device for parameter in module.parameters()), otherwise or torch.device("cpu"))
 
 
 def inference_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -57,7 +57,7 @@ def test_every_block_names_its_language(path: Path) -> None:
 def test_python_blocks_compile(path: Path) -> None:
     for block in run_blocks.find_blocks(path):
         if block.language == "python":
-            compile("\n" * block.line + block.text, block.page, "exec")
+            assert compile("\n" * block.line + block.text, block.page, "exec").co_filename == block.page
 
 
 def cells_of(path: Path) -> list[str]:

@@ -160,6 +160,7 @@ def test_what_a_model_keeps_from_predicting_serves_in_training() -> None:
     model = Caching(192, 5)
     predict(model, photos())
     model(photos().requires_grad_()).sum().backward()
+    assert model.weight.grad is not None
 
 
 def test_reflected_edges_are_those_of_pytorch() -> None:

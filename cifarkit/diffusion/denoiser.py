@@ -78,7 +78,7 @@ class NetworkDenoiser:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.labels is not None and len(self.labels) != len(x):
             raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
-        home = next((parameter.device for parameter in self.model.parameters()), x.device)
+        home = device_of(self.model, x.device)
         images, at = x.to(home), t.to(home)
         images = images.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else images
         with nullcontext() if self._ready else self._mode():

@@ -14,7 +14,7 @@ import torch
 from cifarkit.checks import check_integer
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.loading import iterating, undisturbed
+from cifarkit.training.loading import iterating, require_batches, undisturbed
 from cifarkit.training.snapshot import untouched
 from cifarkit.training.task import Task, check_task
 from cifarkit.training.trainer import Trainer
@@ -37,9 +37,11 @@ def estimate_seconds(trainer: Trainer, task: Task, loader: Iterable[Any], *, ste
     Returns:
         seconds of the whole fit, from its first epoch.
     Raises:
-        ValueError: if steps is below 1.
+        ValueError: if steps is below 1, or the loader is empty.
+        TypeError: if the loader has no length.
     """
     steps = check_integer("steps", steps, 1)
+    require_batches("loader", loader)
     updates = _updates_by_epoch(trainer, len(loader))  # type: ignore[arg-type]
     timed: dict[tuple[Any, ...], float] = {}
     total = 0.0

@@ -106,7 +106,12 @@ def muon_groups(
         other_momentum: of the rest, in [0, 1).
     Raises:
         ValueError: if the network has fewer than two convolutions to train.
+        TypeError: if model is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}; give the torch.nn.Module whose parameters are to be sorted"
+        )
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm))]
     normalized = {id(layer) for layer, following in pairwise(layers) if isinstance(following, _BatchNorm)}
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad]

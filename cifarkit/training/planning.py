@@ -11,11 +11,11 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training.distributed import from_first_rank, process_group, rank
 from cifarkit.training.estimate import estimate_seconds
+from cifarkit.training.loading import require_batches
 from cifarkit.training.task import Task
 from cifarkit.training.trainer import Trainer
 
 _LARGEST = 10_000  # bytes
-_FOR_TRAINING = 0.9  # of the time; the rest is for averages, validation, grids and saves
 
 
 @process_group()
@@ -27,6 +27,7 @@ def plan_updates(
     *,
     epochs: int,
     minutes: float | None = None,
+    share: float = 0.9,
     timed: int = 20,
 ) -> int:
     """Return the updates of a run, and keep them beside it, so that a run that goes on comes to the same end.
@@ -39,12 +40,16 @@ def plan_updates(
         task, loader: of the run; both are as before afterwards.
         settings: arguments of its Trainer but for the end.
         epochs: its length, unless minutes are given: then it is as many updates as fit into them.
+        share: of the minutes that is for updates; the rest is for averages, validation, grids and saves.
         timed: updates to time for that.
     Raises:
-        ValueError: if a number is out of range, or the file is damaged.
+        ValueError: if a number is out of range, the loader is empty, or the file is damaged.
+        TypeError: if the loader has no length, or the settings are none of a Trainer.
     """
-    path, epochs = Path(path), check_integer("epochs", epochs, 1)
+    path, epochs, timed = Path(path), check_integer("epochs", epochs, 1), check_integer("timed", timed, 1)
+    require_batches("loader", loader)
     minutes = None if minutes is None else check_number("minutes", minutes, 0, above=True)
+    share = check_number("share", share, 0, 1, above=True)
     updates = from_first_rank(lambda: _read(path) if path.exists() else None)
     trial = Trainer(**{**settings, "max_steps": len(loader), "progress": False})  # type: ignore[arg-type]
     by_epochs = trial.accumulation.total_updates(len(loader), epochs, None)  # type: ignore[arg-type]
@@ -52,7 +57,7 @@ def plan_updates(
         if rank() == 0 and (minutes or updates != by_epochs):
             print(f"{path} plans {updates:,} updates, which hold; epochs and minutes do not change them", flush=True)
         return updates
-    updates = by_epochs if minutes is None else _fitting(trial, task, loader, minutes, timed)
+    updates = by_epochs if minutes is None else _fitting(trial, task, loader, share * minutes, timed)
     from_first_rank(lambda: write_atomically(json.dumps({"updates": updates}).encode(), path))
     return updates
 
@@ -60,7 +65,7 @@ def plan_updates(
 def _fitting(trial: Trainer, task: Task, loader: Iterable[Any], minutes: float, timed: int) -> int:
     """Return as many updates as fit, after timing some; what rank 0 finds holds for all."""
     seconds = estimate_seconds(trial, task, loader, steps=timed) / trial.max_steps  # type: ignore[operator]
-    updates = from_first_rank(lambda: max(1, int(_FOR_TRAINING * 60 * minutes / seconds)))
+    updates = from_first_rank(lambda: max(1, int(60 * minutes / seconds)))
     if rank() == 0:
         epochs = updates / trial.accumulation.updates(len(loader), 0)  # type: ignore[arg-type]
         print(f"{seconds:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)

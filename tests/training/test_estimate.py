@@ -95,6 +95,11 @@ def test_a_torch_dataloader_will_do(clock: Clock) -> None:
     assert seconds == pytest.approx(3 * 40 * 32**2 * 1e-6)
 
 
+def test_a_loader_without_a_length_is_named(clock: Clock) -> None:
+    with pytest.raises(TypeError, match="loader must be an iterable of batches with a length; got generator"):
+        estimate_seconds(Trainer(max_epochs=1), make_task(clock), iter(data.Loader(data.shapes(20), 10)))
+
+
 def test_steps_are_checked(clock: Clock) -> None:
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         estimate_seconds(Trainer(max_epochs=1), make_task(clock), data.Loader(data.shapes(20), 10), steps=0)

@@ -53,10 +53,12 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_the_base_logger_does_nothing() -> None:
+def test_the_base_logger_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     logger, run = Logger(), stub_run()
     train(logger, run, 1)
     logger.log_images("samples", torch.zeros(1, 3, 4, 4), 1)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_run_folders_are_never_shared(tmp_path: Path) -> None:

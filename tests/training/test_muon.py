@@ -112,6 +112,11 @@ def test_closure_is_called_with_gradients_on() -> None:
     assert Muon([kernel]).step(closure) == 3.0
 
 
+def test_what_is_no_network_is_named() -> None:
+    with pytest.raises(TypeError, match=r"model is a str; give the torch\.nn\.Module"):
+        muon_groups("resnet18")  # type: ignore[arg-type]
+
+
 def test_refuses_what_it_cannot_step() -> None:
     with pytest.raises(ValueError, match=r"parameter of shape \(8,\), which is no matrix"):
         Muon(small_net().parameters())

@@ -65,3 +65,7 @@ def test_lengths_out_of_range_are_named(tmp_path: Path) -> None:
         plan(tmp_path / "plan.json", epochs=0)
     with pytest.raises(ValueError, match="minutes=0 must be above 0"):
         plan(tmp_path / "plan.json", minutes=0)
+    with pytest.raises(ValueError, match=r"share=1\.5 must be above 0 and at most 1"):
+        plan(tmp_path / "plan.json", share=1.5)
+    with pytest.raises(ValueError, match="timed=0 must be at least 1"):
+        plan(tmp_path / "plan.json", timed=0)

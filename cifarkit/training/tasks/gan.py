@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_callable, check_integer
+from cifarkit.inference import device_of
 from cifarkit.labels import check_labels
 from cifarkit.seeding import Draws
 from cifarkit.training.task import Batch, Task, Update
@@ -94,7 +95,7 @@ class GANTask(Task):
 
         Labels are left out if it takes none.
         """
-        home = next((parameter.device for parameter in self.generator.parameters()), latents.device)
+        home = device_of(self.generator, latents.device)
         images: Tensor = self.generator(*(part.to(home) for part in (latents, *self._taken(labels))))
         return images.to(latents.device)
 
