@@ -88,9 +88,9 @@ def run_airbench(train: data.ImageDataset, test: data.ImageDataset, seed: int, t
     utils.CifarLoader = construct
     logits = utils.infer(model, test_loader, tta_level=2)
     seconds = time.perf_counter() - started
-    accuracies = {6: _accuracy(logits, test.labels)}
+    accuracies = {6: accuracy(logits, test.labels)}
     for level, views in ((0, 1), (1, 2)):
-        accuracies[views] = _accuracy(utils.infer(model, test_loader, tta_level=level), test.labels)
+        accuracies[views] = accuracy(utils.infer(model, test_loader, tta_level=level), test.labels)
     model.train()
     images = next(iter(loader))[0]
     operations = len(loader) * epochs * _operations(images, lambda few: [model(few).sum()])
@@ -140,21 +140,28 @@ def run_cifarkit(arm: str, train: data.ImageDataset, test: data.ImageDataset, se
     predict(task.model, images, views=6)  # as airbench looks at them
     seconds = time.perf_counter() - started
     accuracies: dict[Any, float] = {
-        views: _accuracy(predict(task.model, images, views=views), test.labels) for views in VIEWS
+        views: accuracy(predict(task.model, images, views=views), test.labels) for views in VIEWS
     }
-    accuracies["6 where unsure"] = _accuracy(predict(task.model, images, views=6, unsure=recipes.UNSURE), test.labels)
+    accuracies["6 where unsure"] = accuracy(predict(task.model, images, views=6, unsure=recipes.UNSURE), test.labels)
+    operations = training_operations(task, loader, recipe.epochs)
+    return {"seconds": seconds, "training_seconds": trained - started, "acc": accuracies, "operations": operations}
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Tell the share of right answers."""
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+def training_operations(task: ClassificationTask, loader: data.Loader, epochs: int) -> float:
+    """Count the floating-point operations of a training, forward and backward, without the optimizer's."""
     task.train()
     operations = 0.0
-    for epoch in range(recipe.epochs):
+    for epoch in range(epochs):
         view = loader.copy()
         view.epoch = epoch
         images, labels = next(iter(view))
         operations += len(loader) * _operations(images, partial(_losses, task, labels))
-    return {"seconds": seconds, "training_seconds": trained - started, "acc": accuracies, "operations": operations}
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).float().mean().item()
+    return operations
 
 
 def _losses(task: ClassificationTask, labels: Tensor, images: Tensor) -> Iterator[Tensor]:

@@ -38,6 +38,7 @@ class SpeedRecipe:
         select_from: epoch from which the hardest are chosen; before it, the share is drawn at random.
         proxy_widths: of the proxy, a SpeedNet as well.
         kernel_lr: of :class:`Muon`'s orthogonal steps, the relative change of a filter.
+        kernel_momentum: of the same; smaller batches are noisier and bear more.
         head_lr, bias_lr: of the linear head and of the BatchNorm biases, by SGD with momentum 0.85.
         weight_decay: of head and biases, the share they lose in an update at the peak rate, before momentum, which
             makes it 6.7 times as much.
@@ -59,6 +60,7 @@ class SpeedRecipe:
     select_from: int = 0
     proxy_widths: tuple[int, int, int] = (32, 64, 64)
     kernel_lr: float = 0.12
+    kernel_momentum: float = 0.6
     head_lr: float = 0.02
     bias_lr: float = 26.0
     weight_decay: float = 5e-4
@@ -126,6 +128,7 @@ class SpeedRecipe:
         kernels, *others = muon_groups(
             model, self.kernel_lr, self.head_lr, decay, bias_lr=self.bias_lr, other_momentum=0.85
         )
+        kernels["momentum"] = self.kernel_momentum
         if not self.muon:
             kernels |= {"lr": _SGD_LR, "momentum": 0.85, "orthogonal": False, "keep_norm": False}
             kernels["weight_decay"] = self.weight_decay / _SGD_LR
