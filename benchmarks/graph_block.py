@@ -116,6 +116,7 @@ class Study:
         keep: share of the images that rows a and b are trained on, those a proxy finds hardest.
         select_from: epoch from which these are chosen; before it, the share is drawn at random.
         views: crops that are averaged to score an image.
+        padding, cutout: pixels around an image before it is cropped, and side of a square that is blanked, 0 for none.
     """
 
     data: str
@@ -136,6 +137,8 @@ class Study:
     keep: float
     select_from: int
     views: int
+    padding: int
+    cutout: int
 
     @property
     def key(self) -> str:
@@ -226,8 +229,9 @@ def make_loader(row: Row, study: Study, sets: Sets, seed: int) -> Loader:
     """Make the training batches of a row: crops and flips, except where features are computed once."""
     size = sets.train.image_shape[1:]
     flip = transforms.AlternatingFlip()
-    whole = transforms.Compose([transforms.RandomCrop(size, padding=2), flip, sets.normalize])
-    small = transforms.Compose([transforms.RandomCrop(24), flip, sets.normalize])
+    last = [transforms.Cutout(study.cutout)] if study.cutout else []
+    whole = transforms.Compose([transforms.RandomCrop(size, padding=study.padding), flip, *last, sets.normalize])
+    small = transforms.Compose([transforms.RandomCrop(24), flip, *last, sets.normalize])
     transform: transforms.Transform = sets.normalize if row.stage == "frozen" else whole
     count = study.batch_size
     if row.stage == "scratch":
@@ -396,6 +400,7 @@ def add_tables(report: Report, study: dict[str, Any], by_row: dict[str, dict[int
         time = f"{statistics.mean(seconds):,.0f}" if seconds else "?"
         lines.append([name, ROWS[name].title, epochs, *accuracies, str(len(rows)), time])
     title = f"{study['backbone']} on {study['data']}, {study['train_images']:,} training images"
+    title += ", row a given" if study["weights"] else ""
     columns = ["row", "network", "epochs", *sizes, "seeds", "seconds a seed, without row a's"]
     report.tables.append(Table(title, columns, lines))
     lines = []
@@ -438,6 +443,8 @@ def parse() -> argparse.Namespace:
     flag("--small-epochs", type=int, default=0, help="first epochs of rows a and b on crops of 24 pixels")
     flag("--keep", type=float, default=1.0, help="share of the images that rows a and b train on, the hardest")
     flag("--select-from", type=int, default=0, help="epoch from which the hardest are chosen; before it, at random")
+    flag("--padding", type=int, default=2, help="pixels around an image before it is cropped")
+    flag("--cutout", type=int, default=0, help="side of a square that is blanked in each image, 0 for none")
     flag("--views", type=int, default=1, choices=[1, 2, 6], help="crops that are averaged to score an image")
     flag("--precision", default="bf16-mixed", choices=["fp32", "bf16-mixed"])
     flag("--heads", type=int, default=1, help="of the attention")
@@ -458,7 +465,7 @@ def parse() -> argparse.Namespace:
 def describe(args: argparse.Namespace, name: str, sets: Sets) -> Study:
     """Collect what the figures will depend on."""
     shared = ("backbone", "epochs", "more_epochs", "batch_size", "precision", "heads", "head_rate", "backbone_factor")
-    shared += ("small_epochs", "keep", "select_from", "views")
+    shared += ("small_epochs", "keep", "select_from", "views", "padding", "cutout")
     return Study(
         data=name,
         train_images=len(sets.train),

@@ -126,8 +126,7 @@ def add_missing(work: Path, args: Any, variant: str, changes: dict[str, Any], se
     line = json.dumps(key | run(recipe, seed, args.held_out, args.tiny))
     work.parent.mkdir(parents=True, exist_ok=True)
     with work.open("a") as file:
-        file.write(line + "
-")
+        file.write(line + "\n")
     print(line, flush=True)
 
 

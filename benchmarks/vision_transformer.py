@@ -1,6 +1,6 @@
 """How accurate does a vision transformer get from scratch, with graph attention and with the classical one?
 
-    CIFARKIT_DATA=<folder with cifar10-train.npz and cifar10-test.npz> python benchmarks/vision_transformer.py --epochs 12
+    CIFARKIT_DATA=<folder with cifar10-train.npz and cifar10-test.npz> python benchmarks/vision_transformer.py
 
 Runs examples/vision_transformer.py with either attention, for the same epochs, so with the same images and updates; the
 seconds of each are reported beside its accuracy. A tenth of the training images is held out to follow the training; the
@@ -49,9 +49,7 @@ def train(kind: str, epochs: int, flags: list[str], folder: Path) -> dict[str, A
         raise SystemExit("the training was stopped before it was scored; run this again to go on")
     metrics = next(folder.glob("runs/*/metrics.csv"))
     with metrics.open() as file:
-        history = [
-            {name: float(row[name]) for name in ("epoch", "val_acc", "seconds")} for row in csv.DictReader(file)
-        ]
+        history = [{name: float(row[name]) for name in ("epoch", "val_acc", "seconds")} for row in csv.DictReader(file)]
     found = {"kind": kind, "epochs": epochs, "test_acc": float(accuracy[1]), "history": history}
     result.write_text(json.dumps(found))
     return found
@@ -59,7 +57,7 @@ def train(kind: str, epochs: int, flags: list[str], folder: Path) -> dict[str, A
 
 def summarize(runs: list[dict[str, Any]], title: str) -> Report:
     """Make the table, and one of how the accuracy grew."""
-    report = Report("vision_transformer", {"epochs": runs[0]["epochs"], "flags": title})
+    report = Report("vision_transformer", {"epochs": runs[0]["epochs"], "data": title})
     report.figures["runs"] = runs
     rows = [
         [
@@ -74,9 +72,7 @@ def summarize(runs: list[dict[str, Any]], title: str) -> Report:
     columns = ["vision transformer with", "epochs", "test accuracy, %", "validation accuracy, %", "minutes"]
     report.tables.append(Table(title, columns, rows))
     epochs = [int(item["epoch"]) for item in runs[0]["history"]]
-    growth = [
-        [KINDS[run["kind"]], *(f"{100 * item['val_acc']:.1f}" for item in run["history"])] for run in runs
-    ]
+    growth = [[KINDS[run["kind"]], *(f"{100 * item['val_acc']:.1f}" for item in run["history"])] for run in runs]
     columns = ["validation accuracy, %, after epoch", *(str(epoch + 1) for epoch in epochs)]
     report.tables.append(Table("How it grew", columns, growth))
     return report
@@ -84,7 +80,7 @@ def summarize(runs: list[dict[str, Any]], title: str) -> Report:
 
 def main() -> None:
     parser = arguments(__doc__, "vision_transformer")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--work", type=Path, help=f"where the runs lie; {WORK}, with --tiny nowhere")
     args = parser.parse_args()
