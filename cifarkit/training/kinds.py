@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,14 @@ class Kind:
 COUNT = Kind("an integer from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
 INTEGER = Kind("an integer", lambda value: type(value) is int)
 NUMBER = Kind("a number", lambda value: type(value) in (int, float))
-FINITE = Kind("a finite number", lambda value: NUMBER.fits(value) and math.isfinite(value))
+FINITE = Kind("a finite number", lambda value: NUMBER.fits(value) and abs(value) <= sys.float_info.max)
 POSITIVE = Kind("a finite number above 0", lambda value: FINITE.fits(value) and value > 0)
 AMOUNT = Kind("a finite number from 0", lambda value: FINITE.fits(value) and value >= 0)
+# PyTorch multiplies tensors of fp32 by no larger number, except by infinity.
+SINGLE = Kind(
+    "a number that fits into fp32",
+    lambda value: NUMBER.fits(value) and not torch.finfo(torch.float32).max < abs(value) < math.inf,
+)
 FLAG = Kind("True or False", lambda value: type(value) is bool)
 NOTHING = Kind("None", lambda value: value is None)
 TEXT = Kind("text", lambda value: type(value) is str)
@@ -62,7 +68,7 @@ def require_finite(tensors: Mapping[str, Any], where: str) -> None:
 def require(value: Any, kind: Kind, where: str) -> None:
     """Raise ValueError unless a value is of the kind; ``where`` says where in the state it stands."""
     if not kind.fits(value):
-        raise ValueError(f"{where} is {_shown(value)}; it must be {kind.words}")
+        raise ValueError(f"{where} is {describe(value)}; it must be {kind.words}")
 
 
 def entry(table: Mapping[Any, Any], key: Any, kind: Kind, where: str) -> Any:
@@ -98,8 +104,9 @@ def kind_of(own: Any) -> Kind:
     return {bool: FLAG, int: INTEGER, float: NUMBER, str: TEXT}.get(type(own), Kind("anything", lambda value: True))
 
 
-def _shown(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Write a value and its type in one short line."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
-    text = repr(value)
+    text = " ".join(repr(value).split())  # a tensor in a list takes several lines
     return f"{text if len(text) < 60 else text[:57] + '...'} of type {type(value).__name__}"

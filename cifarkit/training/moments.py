@@ -20,6 +20,7 @@ from cifarkit.training.kinds import (
     NOTHING,
     NUMBER,
     ROW,
+    SINGLE,
     TABLE,
     TENSOR,
     TEXT,
@@ -102,15 +103,15 @@ def _are_numbers(value: Any) -> bool:
 def _setting_like(own: Any) -> Kind:
     """Return what may stand in the place of a setting of an optimizer."""
     if isinstance(own, Tensor):
-        return TENSOR | NUMBER
+        return TENSOR | SINGLE
     if own is None or type(own) is bool:  # such as foreach, which PyTorch may decide
-        return FLAG | NOTHING | NUMBER if own is None else FLAG | NOTHING
+        return FLAG | NOTHING | SINGLE if own is None else FLAG | NOTHING
     if type(own) in (list, tuple):
         kinds = [_setting_like(item) for item in own]
         words = f"{len(own)} values such as {own}"
         return Kind(words, lambda value: _fit_in_turn(value, kinds))
     if type(own) in (int, float):
-        return NUMBER
+        return SINGLE
     return TEXT if type(own) is str else Kind("anything", lambda value: True)
 
 

@@ -28,6 +28,7 @@ from cifarkit.training.kinds import (
     TENSOR,
     TEXT,
     Kind,
+    describe,
     entry,
     require,
     require_finite,
@@ -58,8 +59,8 @@ def require_whole(state: Mapping[str, Any], run: Run) -> None:
     version = state["format_version"]
     if type(version) is not int or version != FORMAT_VERSION:
         raise ValueError(
-            f"checkpoint['format_version'] is {version!r}, and this cifarkit reads {FORMAT_VERSION}; resume with the "
-            "version that wrote it, or take single networks out of it with load_weights"
+            f"checkpoint['format_version'] is {describe(version)}, and this cifarkit reads {FORMAT_VERSION}; resume "
+            "with the version that wrote it, or take single networks out of it with load_weights"
         )
     _require_counters(entry(state, "run", TABLE, "checkpoint"))
     own = run.task.state_dict()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:the resumed run may not be equal",
     "ignore:.*holds the checkpoints of another run",
 )
-NUMBERS = [-1, 0, 1, 2.5, 10**40, -(10**40), 2**62, math.nan, math.inf, -math.inf, True, 1j]
+NUMBERS = [-1, 0, 1, 2.5, 10**40, -(10**40), 10**400, 2**62, math.nan, math.inf, -math.inf, True, 1j]
 THINGS = ["", "x\x1b[2J", b"x", None, [], {}, (), [1], [math.nan], {"a": 1}, {1}, torch.float32, torch.Size([1])]
 TENSORS = [
     torch.zeros(()),
