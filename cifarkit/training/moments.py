@@ -31,6 +31,11 @@ from cifarkit.training.kinds import (
 
 # Of these it is known that they keep, for each parameter, tensors like it, and a few single numbers.
 _KNOWN = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adadelta", "Adagrad", "ASGD", "RMSprop", "Rprop", "Muon")
+_NEEDED = {  # class -> setting -> the entry that a step reads where the setting is on
+    "Adam": {"amsgrad": "max_exp_avg_sq"},
+    "AdamW": {"amsgrad": "max_exp_avg_sq"},
+    "RMSprop": {"centered": "grad_avg", "momentum": "momentum_buffer"},
+}
 _SINGLE = ("step", "eta", "mu", "mu_product")
 _SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf")  # or sizes: never negative
 
@@ -70,6 +75,7 @@ def require_optimizer_state(saved: Mapping[str, Any], optimizer: Optimizer, wher
         _require_alike(saved["state"], members, f"{where}['state']")
     if _is_own(optimizer) and type(optimizer).__name__ in _KNOWN:
         _require_moments(saved["state"], members, f"{where}['state']")
+        _require_what_settings_need(saved["state"], groups, members, type(optimizer).__name__, f"{where}['state']")
 
 
 def _is_own(optimizer: Optimizer) -> bool:
@@ -154,6 +160,16 @@ def _require_moments(states: Mapping[int, Any], members: Mapping[int, tuple[Tens
                 if value.shape != parameter.shape or not floating:
                     raise ValueError(f"{place} is {_relation(value, parameter)}; it must be one like it, of floats")
                 _require_sane_numbers(value, name, place)
+
+
+def _require_what_settings_need(
+    states: Mapping[int, Any], groups: Sequence[Any], members: Mapping[int, tuple[Tensor, int]], kind: str, where: str
+) -> None:
+    for number, values in states.items():
+        group = groups[members[number][1]]
+        for setting, name in _NEEDED.get(kind, {}).items():
+            if values and group.get(setting) and name not in values:
+                raise ValueError(f"{where}[{number}][{name!r}] is missing, which {kind} with {setting} needs")
 
 
 def _require_sane_numbers(value: Tensor, name: str, place: str) -> None:
