@@ -39,13 +39,19 @@ def parse(variant: str) -> dict[str, Any]:
             raise SystemExit(f"--variants: {part!r} is no field=value; the fields are {', '.join(sorted(names))}")
         if ":" in value:
             value = "{" + value + "}"
-        found[name] = ast.literal_eval(value)  # "32,128,128" is a tuple
+        try:
+            found[name] = ast.literal_eval(value)  # "32,128,128" is a tuple
+        except (ValueError, SyntaxError):
+            raise SystemExit(f"--variants: {part!r} has no number, row of numbers or epoch:side after '='") from None
     return found
 
 
 def run(recipe: recipes.SpeedRecipe, seed: int, held_out: float, tiny: bool) -> dict[str, Any]:
     """Train once and score on the images held out."""
-    everything = data.shapes(1_000) if tiny else data.load_npz(Path(os.environ["CIFARKIT_DATA"], "cifar10-train.npz"))
+    folder = os.environ.get("CIFARKIT_DATA")
+    if folder is None and not tiny:
+        raise SystemExit("set CIFARKIT_DATA to the folder with cifar10-train.npz")
+    everything = data.shapes(1_000) if tiny else data.load_npz(Path(folder or "", "cifar10-train.npz"))
     train, val = everything.split(1 - held_out, held_out)
     seed_everything(seed)
     started = time.perf_counter()
@@ -68,8 +74,8 @@ def summarize(records: list[dict[str, Any]]) -> Report:
     """Make a table for each recipe, the best variant first."""
     report = Report("recipe_variants", {})
     report.figures["trainings"] = records
-    for recipe in dict.fromkeys(item["recipe"] for item in records):
-        own = [item for item in records if item["recipe"] == recipe]
+    for recipe, share in dict.fromkeys((item["recipe"], item["held_out"]) for item in records):
+        own = [item for item in records if (item["recipe"], item["held_out"]) == (recipe, share)]
         groups = [
             [item for item in own if item["variant"] == name] for name in dict.fromkeys(item["variant"] for item in own)
         ]

@@ -38,7 +38,7 @@ class SpeedRecipe:
         select_from: epoch from which the hardest are chosen; before it, the share is drawn at random.
         proxy_widths: of the proxy, a SpeedNet as well.
         kernel_lr: of :class:`Muon`'s orthogonal steps, the relative change of a filter.
-        kernel_momentum: of the same; smaller batches are noisier and bear more.
+        kernel_momentum: of the same, in [0, 1).
         head_lr, bias_lr: of the linear head and of the BatchNorm biases, by SGD with momentum 0.85.
         weight_decay: of head and biases, the share they lose in an update at the peak rate, before momentum, which
             makes it 6.7 times as much.
