@@ -60,7 +60,7 @@ def make_images(args: argparse.Namespace, real: data.ImageDataset, folder: Path)
         shared.ddpm_sample(network, "dpm-solver", args.sampler_steps, real.image_shape),
         classes=real.classes,
         per_class=args.generated_per_class,
-        folder=folder / "generated",
+        folder=folder / f"generated-{args.generated_per_class}-{args.sampler_steps}",
         about=about,
     )
 
@@ -88,6 +88,12 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
     return end | {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(pairs)}
 
 
+def folder_of(work: Path, study: dict[str, Any]) -> Path:
+    """Name the folder of the generator, which stays whatever classifiers are trained on what it makes."""
+    known = {name: study[name] for name in ("version", "data", "tiny", "per_class", "minutes", "ddpm")}
+    return work.with_suffix("") / hashlib.sha256(repr(known).encode()).hexdigest()[:8]
+
+
 def run_missing(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> None:
     """Train every arm and seed that the work file does not hold yet."""
     rows = shared.read(work, study)
@@ -96,7 +102,7 @@ def run_missing(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> 
     described = any("generator" in item for item in rows)
     if not missing and described:
         return
-    folder = work.with_suffix("") / hashlib.sha256(repr(study).encode()).hexdigest()[:8]
+    folder = folder_of(work, study)
     _, everything, test_set = shared.load_sets(args.tiny)
     real = everything.split(args.per_class * everything.num_classes)[0]
     # A short training tells how long the others will take; the first updates, which are slower, count as well.

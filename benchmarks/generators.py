@@ -46,12 +46,13 @@ from cifarkit.training import DifferentiableAugmentation, GANHealth, GANTask
 from cifarkit.training.meters import NonFiniteLossError
 
 WORK = Path("runs/generators.jsonl")
-VERSION = 2  # of the recipes and figures below: rows of another one are not taken over
+VERSION = 3  # of the recipes and figures below: rows of another one are not taken over
 RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 # DPM-Solver++ at 1,000 steps is near DDIM at 1,000, but not the same: it extrapolates from the step before.
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
-THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("eta1", 50), ("ddpm", 1000)]  # eta1: its default eta for DDIM
+THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
+CLASSIFIER_IMAGES = 10_000
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
 
 
@@ -81,7 +82,8 @@ class Study:
     """One work file's worth of rows.
 
     Attributes:
-        settings: what the figures depend on.
+        trained: what the trainings depend on, so that scoring in another way trains nothing anew.
+        settings: what the other figures depend on as well.
         folder: of checkpoints, images and grids.
     """
 
@@ -90,16 +92,25 @@ class Study:
         self.name, self.everything, self.test_set = shared.load_sets(args.tiny)
         self.train_set = self.everything.split(0.98, 0.02)[0]  # what examples/train_ddpm.py trains on, for all alike
         self.classes, self.num_classes = self.train_set.classes, self.train_set.num_classes
-        names = ("minutes", "gan_minutes", "short_minutes", "samples", "few", "real", "classifier_steps")
-        names += ("peer_shapes", "peer_objective", "peer_rate")
-        self.settings = {"version": VERSION, "data": self.name, "tiny": args.tiny}
-        self.settings |= {name: getattr(args, name) for name in names}
-        for name, path in {"classifier": args.classifier, "ddpm": args.ddpm}.items():
-            self.settings[name] = shared.file_hash(path) if path else None
-        key = hashlib.sha256(repr(self.settings).encode()).hexdigest()[:8]
+        names = ("minutes", "gan_minutes", "short_minutes", "peer_shapes", "peer_objective", "peer_rate")
+        self.trained = {"version": VERSION, "data": self.name, "tiny": args.tiny}
+        self.trained |= {name: getattr(args, name) for name in names}
+        self.trained["ddpm"] = shared.file_hash(args.ddpm) if args.ddpm else None
+        self.settings = self.trained | {name: getattr(args, name) for name in ("samples", "few", "real")}
+        self.settings |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
+        self.settings["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
+        key = hashlib.sha256(repr(self.trained).encode()).hexdigest()[:8]
         self.folder = work.with_suffix("") / key
         if args.ddpm and (seconds := shared.read_end(args.ddpm)["seconds"]) > 60 * args.minutes:
             raise SystemExit(f"--ddpm was trained for {seconds / 60:.1f} minutes, more than --minutes {args.minutes:g}")
+
+    def settings_of(self, row: str) -> dict[str, Any]:
+        """Return what a row depends on."""
+        return self.trained if row.startswith(("train", "collapse")) else self.settings
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read the rows of this study from the work file."""
+        return [row for settings in (self.trained, self.settings) for row in shared.read(self.work, settings)]
 
     def run(self, row: str) -> dict[str, Any]:
         """Make one row."""
@@ -114,7 +125,7 @@ class Study:
             found = self.score(name, rest[0], int(rest[1]))
         else:
             found = self.judge(name)
-        return {"row": row, "study": self.settings, "all_seconds": time.monotonic() - started} | found
+        return {"row": row, "study": self.settings_of(row), "all_seconds": time.monotonic() - started} | found
 
     def train(self, name: str) -> dict[str, Any]:
         args, folder = self.args, self.folder / name
@@ -160,7 +171,7 @@ class Study:
 
     def require_trained(self, name: str) -> None:
         """Raise unless a generator's training is finished: what is made from an earlier checkpoint would not be it."""
-        finished, _ = reports.latest(shared.read(self.work, self.settings))
+        finished, _ = reports.latest(self.rows())
         if f"train/{name}" not in finished:
             raise RuntimeError(f"train/{name} is not finished; its row must come first")
 
@@ -264,11 +275,11 @@ class Study:
 
     def judge(self, name: str) -> dict[str, Any]:
         """Train the small classifier on generated images alone; "real" is on as many real ones."""
-        count = 40 if self.tiny else 10_000
+        count = 200 if self.tiny else CLASSIFIER_IMAGES
         if name == "real":
-            made = self.train_set.split(200 if self.tiny else count)[0]
+            made = self.train_set.split(count)[0]
         else:
-            made = self.images(name, *JUDGED.get(name, ("-", 1)), 200 if self.tiny else count)[0]
+            made = self.images(name, *JUDGED.get(name, ("-", 1)), count)[0]
         steps = 4 if self.tiny else self.args.classifier_steps
         accuracy = shared.train_classifier(made, self.test_set, steps=steps, seed=0, tiny=self.tiny)
         return {"accuracy": accuracy, "images": len(made), "classifier_steps": steps}
@@ -322,7 +333,7 @@ def estimate(study: Study, missing: list[str]) -> float:
         else:
             # Some of the images are those of a score, if that is made as well.
             steps = JUDGED.get(name, ("", 1))[1]
-            total += around * (4 + max(0, 10_000 - args.samples) * steps * each.get(name, 0))
+            total += around * (4 + max(0, CLASSIFIER_IMAGES - args.samples) * steps * each.get(name, 0))
     return total
 
 
@@ -335,7 +346,7 @@ def make_rows(study: Study, missing: list[str], path: Path | None) -> list[str]:
             record = study.run(row)
         except Exception as error:
             traceback.print_exc()
-            record = {"row": row, "study": study.settings, "failed": f"{type(error).__name__}: {error}"}
+            record = {"row": row, "study": study.settings_of(row), "failed": f"{type(error).__name__}: {error}"}
             failed.append(row)
         shared.append(study.work, record)
         with contextlib.redirect_stdout(io.StringIO()):  # the tables are printed once, at the end
@@ -345,7 +356,7 @@ def make_rows(study: Study, missing: list[str], path: Path | None) -> list[str]:
 
 def publish(study: Study, path: Path | None) -> None:
     """Write the report, and beside published figures the pictures that the pages show."""
-    found = shared.read(study.work, study.settings)
+    found = study.rows()
     if not found:
         raise SystemExit(f"{study.work} holds no finished row of this study; run without --report-only first")
     reports.summarize(found, study.settings).publish(path)
@@ -369,7 +380,7 @@ def parse() -> argparse.Namespace:
     flag("--samples", type=int, default=5_000, help="images to score")
     flag("--few", type=int, default=500, help="images to score where they take 1,000 steps")
     flag("--real", type=int, default=10_000, help="training images to compare with")
-    flag("--classifier-steps", type=int, default=400, help="updates of the classifier on 10,000 images")
+    flag("--classifier-steps", type=int, default=400, help=f"updates of the classifier on {CLASSIFIER_IMAGES:,} images")
     flag("--no-peer", action="store_true", help="go on although the peer is not installed")
     flag("--peer-shapes", nargs="+", default=[*peer.SHAPES], help="widths and multipliers; the fastest is taken")
     flag("--peer-objective", default="pred_noise", help="pred_noise, its own default, or pred_v, which ours predicts")
@@ -404,7 +415,7 @@ def main() -> None:
             publish(study, path)
             return
         stack.enter_context(shared.locked(work.with_suffix(".lock")))
-        done, _ = reports.latest(shared.read(work, study.settings))
+        done, _ = reports.latest(study.rows())
         wanted = [row for row in rows(with_peer) if not args.rows or row.startswith(tuple(args.rows))]
         missing = [row for row in wanted if row not in done]
         if missing:

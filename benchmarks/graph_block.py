@@ -160,13 +160,13 @@ class Sets(NamedTuple):
     normalize: transforms.Normalize
 
 
-def load_sets(tiny: bool) -> tuple[str, Sets]:
-    """Read CIFAR-10 where CIFARKIT_DATA says, or draw shapes; name the data."""
+def load_sets(tiny: bool, backbone: str) -> tuple[str, Sets]:
+    """Read CIFAR-10 where CIFARKIT_DATA says, or draw shapes, few of them for a large backbone; name the data."""
     folder = os.environ.get("CIFARKIT_DATA")
     if folder and not tiny:
         name, everything, test = "CIFAR-10", data.cifar10(folder), data.cifar10(folder, train=False)
     else:
-        sizes = (600, 200) if tiny else (20_000, 2_000)
+        sizes = (20_000, 2_000) if not tiny else (600, 200) if backbone == "narrow" else (150, 50)
         name, everything, test = "shapes", data.shapes(sizes[0]), data.shapes(sizes[1], seed=1)
     train, val = everything.split(0.9, 0.1)
     return name, Sets(train, val, test, transforms.Normalize(*train.mean_std()))
@@ -479,7 +479,7 @@ def describe(args: argparse.Namespace, name: str, sets: Sets) -> Study:
 
 def run_missing(args: argparse.Namespace, work: Path) -> None:
     """Train every row and seed that the work file does not hold yet."""
-    name, sets = load_sets(args.tiny)
+    name, sets = load_sets(args.tiny, args.backbone)
     study = describe(args, name, sets)
     done = {(item["row"], item["seed"]) for item in read(work) if json.dumps(item["study"]) == study.key}
     folder = work.with_suffix("") / study.name

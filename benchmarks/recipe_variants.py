@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from report import Report, Table, arguments, destination
-from speedrun import accuracy, read, training_operations
+from speedrun import accuracy, read, settings_of, training_operations
 
 from cifarkit import data, predict, recipes, seed_everything, transforms
 
@@ -127,6 +127,7 @@ def add_missing(work: Path, args: Any, variant: str, changes: dict[str, Any], se
         recipe = recipes.TINY
     recipe = replace(recipe, **changes)
     key = {"recipe": args.recipe, "variant": variant, "seed": seed, "tiny": args.tiny, "held_out": args.held_out}
+    key["settings"] = settings_of(recipe)
     if any(key.items() <= item.items() for item in read(work)):
         return
     line = json.dumps(key | run(recipe, seed, args.held_out, args.tiny))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_... in glibc's malloc.h
@@ -18,13 +19,15 @@ def keep_freed_memory() -> bool:
     A tensor of some megabytes is otherwise mapped when it is made and unmapped when it dies, and the kernel zeroes
     every page of the next one, which is a good part of the time of preparing a batch. The price is that the process
     stays as large as it once was. Only the first call does anything; on a CPU the Trainer, the
-    Loader and :func:`cifarkit.predict` make it.
+    Loader, :func:`cifarkit.predict`, :func:`cifarkit.attribution.attribute` and :func:`cifarkit.tune_cpu` make it.
+    CIFARKIT_KEEP_MEMORY=0 in the environment leaves the allocator as it is.
 
     Returns:
-        whether the allocator took it; False on systems without glibc, and with another allocator it has no effect.
+        whether the allocator took it; False if that was set and on systems without glibc, and with another allocator
+        it has no effect.
     Source: the manual page mallopt(3).
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or os.environ.get("CIFARKIT_KEEP_MEMORY") == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

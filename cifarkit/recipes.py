@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cifarkit import transforms
+from cifarkit.checks import check_integer, check_number
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.models import SpeedNet
 from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, distributed, muon_groups
@@ -46,6 +47,9 @@ class SpeedRecipe:
         muon: step the kernels by Muon; false steps them by SGD at a rate of 0.7.
         whiten: set the stem from the images and freeze it; false learns it.
         alternating_flip: mirror each image in every other epoch; false draws anew each time.
+    Raises:
+        TypeError: if a number is none.
+        ValueError: if one is out of range.
     Source: Jordan 2024, arXiv 2404.00498, and its successor with Muon (Jordan et al. 2024).
     """
 
@@ -68,6 +72,18 @@ class SpeedRecipe:
     muon: bool = True
     whiten: bool = True
     alternating_flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "depth", "batch_size"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("padding", "cutout", "select_from"):
+            check_integer(name, getattr(self, name), 0)
+        check_number("keep", self.keep, 0, 1, above=True)
+        check_number("kernel_momentum", self.kernel_momentum, 0, 1, below=True)
+        check_number("label_smoothing", self.label_smoothing, 0, 1, below=True)
+        for name in ("kernel_lr", "head_lr", "bias_lr"):
+            check_number(name, getattr(self, name), 0, above=True)
+        check_number("weight_decay", self.weight_decay, 0)
 
     def loader(self, train_set: ImageDataset, *, seed: int = 0, device: str | torch.device = "cpu") -> Loader:
         """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch.

@@ -230,6 +230,7 @@ def command_of(name: str) -> str:
         "tricks_more": "benchmarks/tricks.py",
         "did_it_help_all": "benchmarks/did_it_help.py --ddpm runs/ddpm/last.pt",
         "graph_block_resnet18": "benchmarks/graph_block.py --backbone resnet18",
+        "graph_block_resnet18_tuned": "benchmarks/graph_block.py --backbone resnet18 --weights <row a>",
     }
     return f"python {commands.get(name, f'benchmarks/{name}.py')}"
 

@@ -44,17 +44,17 @@ train_set = everything.split(600)[0] if args.tiny else everything
 train_set, *held_out = train_set.split(1 - args.val, args.val) if args.val else [train_set]
 recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
 normalize = transforms.Normalize(*train_set.mean_std())
-folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"{Path(args.data).stem}-speedrun")
 
 started = time.perf_counter()
 task = recipe.task(train_set)
 val_loader = data.Loader(held_out[0], 500, transform=normalize) if held_out else None
-trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
-loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
-seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
+loader = recipe.loader(train_set, seed=args.seed, device=recipe.trainer(progress=False).device)
+seconds = training.estimate_seconds(recipe.trainer(), task, loader, steps=2 if args.tiny else 20)
 print(f"about {seconds:.0f} s of training on this machine, {len(train_set):,} images, {recipe.epochs} epochs")
 if args.estimate:
     raise SystemExit
+folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"{Path(args.data).stem}-speedrun")
+trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
 run = trainer.fit(task, loader, val_loader, resume=args.resume)
 print(f"trained in {run.seconds:.0f} s; weights in {folder}")
 if args.test is not None:

@@ -82,7 +82,7 @@ length = {"epochs": args.epochs, "minutes": args.minutes, "timed": 2 if args.tin
 updates = training.plan_updates(folder / "plan.json", task, loader, settings, **length)
 average = training.ExponentialMovingAverage(1 - 1 / max(10, updates / 20) if args.ema is None else args.ema)
 grid = training.SampleGrid(sample, folder / "samples", every_n_epochs=args.every, average=average)
-limit = [training.TimeLimit(60 * args.minutes)] if args.minutes else []
+limit = [training.TimeLimit(59 * args.minutes)] if args.minutes else []  # what follows the stop takes time, too
 callbacks = [average, grid, training.ModelCheckpoint(folder, every_n_steps=500), *limit]
 settings |= {"callbacks": callbacks, "loggers": [training.CSVLogger(folder)], "max_steps": updates}
 run = training.Trainer(**settings).fit(task, loader, val_loader, resume=args.resume or "auto")

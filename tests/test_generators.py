@@ -84,7 +84,7 @@ def test_a_training_that_fails_is_no_stop(tmp_path: Path, shared: ModuleType) ->
 def test_what_decides_comes_first_and_the_longest_last(load: Any) -> None:
     rows = load("generators").rows(True)
     assert rows[:2] == ["train/ddpm", "train/peer"]
-    assert len(rows) == len({*rows}) == 34
+    assert len(rows) == len({*rows}) == 33
     assert max(map(rows.index, ("classifier/ddpm", "score/peer/ddim/20"))) < rows.index("train/dcgan-plain")
     assert all(row.endswith("/1000") for row in rows[-4:])
     assert not any("peer" in row for row in load("generators").rows(False))
@@ -99,10 +99,12 @@ def test_a_row_that_fails_is_noted_and_the_others_are_made(
         end = {"planned": 10, "stopped_because": None}
         return {"row": row, "study": STUDY, "parameters": 1e6, "updates": 10, "seconds": 60.0} | end
 
-    study = SimpleNamespace(run=run, settings=STUDY, work=tmp_path / "work.jsonl")
+    work = tmp_path / "work.jsonl"
+    study = SimpleNamespace(run=run, settings=STUDY, work=work)
+    study.settings_of, study.rows = lambda row: STUDY, lambda: shared.read(work, STUDY)
     failed = load("generators").make_rows(study, ["train/dcgan-plain", "train/ddpm"], tmp_path / "out.json")
     assert failed == ["train/dcgan-plain"]
-    rows, why = load("generators_report").latest(shared.read(study.work, STUDY))
+    rows, why = load("generators_report").latest(study.rows())
     assert [*rows] == ["train/ddpm"]
     assert why == {"train/dcgan-plain": "RuntimeError: no luck"}
     assert json.loads((tmp_path / "out.json").read_text())["figures"]["failed"] == why
@@ -118,6 +120,23 @@ def test_a_ddpm_that_took_longer_is_refused(
     args = argparse.Namespace(**vars(generators.parse()) | {"ddpm": Path(__file__), "minutes": 120.0})
     with pytest.raises(SystemExit, match=r"trained for 125\.0 minutes, more than --minutes 120"):
         generators.Study(args, tmp_path / "work.jsonl")
+
+
+def test_another_way_to_score_trains_nothing_anew(
+    tmp_path: Path, load: Any, shared: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generators = load("generators")
+    monkeypatch.setattr(sys, "argv", ["generators.py", "--tiny"])
+    args, work = generators.parse(), tmp_path / "work.jsonl"
+    study = generators.Study(args, work)
+    for row in ("train/ddpm", "score/ddpm/ddim/20"):
+        shared.append(work, {"row": row, "study": study.settings_of(row)})
+    others = {"scored": {"classifier_steps": 7}, "trained": {"minutes": 7.0}}
+    others = {name: generators.Study(argparse.Namespace(**vars(args) | more), work) for name, more in others.items()}
+    assert [row["row"] for row in study.rows()] == ["train/ddpm", "score/ddpm/ddim/20"]
+    assert [row["row"] for row in others["scored"].rows()] == ["train/ddpm"]
+    assert others["trained"].rows() == []
+    assert others["scored"].folder == study.folder != others["trained"].folder
 
 
 def score(row: str, frechet: float, images: int = 5000) -> dict[str, Any]:

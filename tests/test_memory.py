@@ -34,3 +34,8 @@ def test_freed_pages_are_used_again_without_a_fault() -> None:
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory.__wrapped__() is False
+
+
+def test_the_environment_leaves_the_allocator_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFARKIT_KEEP_MEMORY", "0")
+    assert keep_freed_memory.__wrapped__() is False

@@ -98,3 +98,20 @@ def test_whitening_looks_at_images_of_the_whole_set() -> None:
     assert sample.shape == (50, 3, 32, 32)
     assert recipes.normalized_sample(TRAIN, 900).shape[0] == 200
     assert sample.mean().abs() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"keep": 0}, "keep=0 must be above 0 and at most 1"),
+        ({"kernel_momentum": 1}, "kernel_momentum=1 must be at least 0 and below 1"),
+        ({"kernel_lr": -1}, "kernel_lr=-1 must be above 0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan must be at least 0"),
+    ],
+)
+def test_a_wrong_number_is_named_when_the_recipe_is_made(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(recipes.TINY, **wrong)
+    with pytest.raises(TypeError, match=f"{next(iter(wrong))}='x' is a str"):
+        replace(recipes.TINY, **dict.fromkeys(wrong, "x"))

@@ -88,6 +88,10 @@ def fit_classifier(
     callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200)]
     trainer = recipe.trainer(callbacks=callbacks, loggers=[training.CSVLogger(folder)])
     loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
+    if resume == "auto" and not (folder / "last.pt").exists():
+        seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
+        if training.distributed.rank() == 0:
+            print(f"about {seconds:.0f} s of training on this machine, without validation", flush=True)
     result = trainer.fit(task, loader, Loader(val_set, 500, transform=normalize, **own_part()), resume=resume)
     if training.distributed.rank() == 0:
         _draw(task, val_set, normalize, folder)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cifarkit.checks import check_integer
 
 _STEM_WIDTH = 24  # twice the 3 * 2 * 2 numbers that the 2x2 stem reads
+_WHITENED_AT_A_TIME = 500  # images
 
 
 class SpeedNet(nn.Module):
@@ -71,8 +72,11 @@ class SpeedNet(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (N, 3, H, W), normalised as in training; got {tuple(images.shape)}")
-        patches = nn.functional.unfold(images.float(), kernel_size=2).transpose(1, 2).flatten(0, 1)  # (patches, 12)
-        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        covariance, count = images.new_zeros(12, 12, dtype=torch.float32), 0
+        for some in images.split(_WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory
+            patches = nn.functional.unfold(some.float(), kernel_size=2).transpose(1, 2).flatten(0, 1)  # (patches, 12)
+            covariance, count = covariance + patches.T @ patches, count + len(patches)
+        variances, directions = torch.linalg.eigh(covariance / count)
         rows = (directions / (variances + epsilon).sqrt()).T.flip(0)  # (12, 12), the strongest direction first
         stem = self.stem[0]
         assert isinstance(stem, nn.Conv2d)

@@ -216,7 +216,7 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tenso
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    network.eval()
+        network.eval()
 
 
 def _inputs(run: Run, name: str, batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, ...]]:

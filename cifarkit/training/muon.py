@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_integer, check_number
-from cifarkit.inference import cpu_has_bf16
+from cifarkit.inference import has_native_bf16
 
 # Five rounds of this odd polynomial push singular values from (0, 1] into about [0.7, 1.2]; Jordan 2024 found the
 # coefficients by maximising the slope at 0, and leaves it at that, since equal values are not needed.
@@ -54,17 +54,12 @@ class Muon(Optimizer):
         super().__init__(params, options | {"orthogonal": orthogonal, "keep_norm": keep_norm})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        check_number("lr", group["lr"], 0, above=True)
-        check_number("momentum", group["momentum"], 0, 1, below=True)
-        check_number("weight_decay", group["weight_decay"], 0)
-        flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
-        if group["orthogonal"] and flat is not None:
-            raise ValueError(
-                f"an orthogonal group holds a parameter of shape {flat}, which is no matrix; put it into a group with "
-                "orthogonal=False, as muon_groups does"
-            )
+        super().add_param_group(param_group)  # which fills in the defaults
+        try:
+            _check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -146,8 +141,7 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
     Source: Jordan et al. 2024; Bernstein and Newhouse 2024, arXiv 2409.20325, appendix A.
     """
     check_integer("rounds", rounds, 1)
-    native = matrices.device.type == "cuda" or cpu_has_bf16()
-    x = matrices.to(torch.bfloat16 if native else torch.float32)
+    x = matrices.to(torch.bfloat16 if has_native_bf16(matrices.device) else torch.float32)
     x = x / (x.norm() + 1e-7)
     wide = x if len(x) <= x.shape[1] else x.T  # the product below is then the smaller of the two
     for _ in range(rounds):
@@ -155,6 +149,18 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
         wide = _LINEAR * wide + (_CUBIC * gram + _QUINTIC * gram @ gram) @ wide
     levelled: Tensor = (wide if len(x) <= x.shape[1] else wide.T).to(matrices.dtype)
     return levelled
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    check_number("lr", group["lr"], 0, above=True)
+    check_number("momentum", group["momentum"], 0, 1, below=True)
+    check_number("weight_decay", group["weight_decay"], 0)
+    flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
+    if group["orthogonal"] and flat is not None:
+        raise ValueError(
+            f"an orthogonal group holds a parameter of shape {flat}, which is no matrix; put it into a group with "
+            "orthogonal=False, as muon_groups does"
+        )
 
 
 def _nesterov(parameter: Tensor, gradient: Tensor, state: dict[str, Any], momentum: float) -> Tensor:

@@ -47,6 +47,16 @@ def test_whitened_stem_gives_uncorrelated_channels_of_unit_variance_and_their_ne
     assert model.stem[0].bias.requires_grad
 
 
+def test_whitening_in_pieces_is_whitening_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, stems = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    for count in (3, 10):
+        monkeypatch.setattr("cifarkit.models.speednet._WHITENED_AT_A_TIME", count)
+        model = SpeedNet()
+        model.whiten(images)
+        stems.append(model.stem[0].weight)
+    torch.testing.assert_close(*stems)
+
+
 def test_strongest_direction_comes_first() -> None:
     model = SpeedNet()
     model.whiten(torch.full((4, 3, 6, 6), 2.0))  # every patch is 2 * (1, ..., 1): one direction, length 2 * sqrt(12)

@@ -126,3 +126,10 @@ def test_refuses_what_it_cannot_step() -> None:
         muon_groups(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):
         orthogonalize(torch.ones(2, 2), rounds=0)
+
+
+def test_a_refused_group_is_not_kept() -> None:
+    optimizer = Muon([torch.ones(2, 2)])
+    with pytest.raises(ValueError, match="lr=-1 must be above 0"):
+        optimizer.add_param_group({"params": [torch.ones(3, 3)], "lr": -1})
+    assert len(optimizer.param_groups) == 1
