@@ -231,7 +231,7 @@ def parse() -> argparse.Namespace:
     flag("--sampler-steps", type=int, default=20, help="of DPM-Solver++")
     flag("--share", type=float, default=0.5, help="of generated images in a batch")
     flag("--steps", type=int, default=500, help="updates of each classifier, batches of 500")
-    flag("--seeds", type=int, default=3)
+    flag("--seeds", type=int, default=5)
     flag("--work", type=Path, help=f"finished trainings, beside a folder of this name; {WORK}, with --tiny nowhere")
     flag("--picture", type=Path, help="where it goes; docs/images beside docs/data, else beside the work file")
     flag("--report-only", action="store_true", help="train nothing, print the tables of the work file")

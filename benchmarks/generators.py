@@ -52,7 +52,7 @@ RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
 THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
-CLASSIFIER_IMAGES = 10_000
+CLASSIFIER_IMAGES = 20_000
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
 
 
@@ -380,7 +380,7 @@ def parse() -> argparse.Namespace:
     flag("--samples", type=int, default=5_000, help="images to score")
     flag("--few", type=int, default=500, help="images to score where they take 1,000 steps")
     flag("--real", type=int, default=10_000, help="training images to compare with")
-    flag("--classifier-steps", type=int, default=400, help=f"updates of the classifier on {CLASSIFIER_IMAGES:,} images")
+    flag("--classifier-steps", type=int, default=800, help=f"updates of the classifier on {CLASSIFIER_IMAGES:,} images")
     flag("--no-peer", action="store_true", help="go on although the peer is not installed")
     flag("--peer-shapes", nargs="+", default=[*peer.SHAPES], help="widths and multipliers; the fastest is taken")
     flag("--peer-objective", default="pred_noise", help="pred_noise, its own default, or pred_v, which ours predicts")
