@@ -73,7 +73,7 @@ class SpeedNet(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (N, 3, H, W), normalised as in training; got {tuple(images.shape)}")
         covariance, count = images.new_zeros(12, 12, dtype=torch.float32), 0
-        for some in images.split(_WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory
+        for some in torch.split(images, _WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory
             patches = nn.functional.unfold(some.float(), kernel_size=2).transpose(1, 2).flatten(0, 1)  # (patches, 12)
             covariance, count = covariance + patches.T @ patches, count + len(patches)
         variances, directions = torch.linalg.eigh(covariance / count)
