@@ -35,7 +35,7 @@ from report import DATA, Report, Table, arguments, destination
 from cifarkit import data, generation, plots
 
 WORK = Path("runs/did_it_help.jsonl")
-VERSION = 2  # of the recipes and figures below: trainings of another one are not taken over
+VERSION = 3  # of the recipes and figures below: trainings of another one are not taken over
 GRID_EPOCHS = 25  # between two grids: epochs of 5,000 images are short, and the plan leaves a tenth for all but updates
 ARMS = {  # title, classical augmentation, generated images
     "real": ("real", False, False),
@@ -82,7 +82,7 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
     """Return how long the generator was trained, and whether it copies; draw the nearest pairs."""
     test_set = shared.load_sets(args.tiny)[2]
     check = generation.check_copies(real.images, fake.images, test_set.images, mirror=True)
-    pairs = folder / "copies.png"
+    pairs = folder / f"copies-{args.generated_per_class}-{args.sampler_steps}.png"
     plots.nearest_pairs(fake.images, real.images, *check.copies, path=pairs)
     end = shared.read_end(args.ddpm or folder / "ddpm" / "last.pt")
     return end | {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(pairs)}

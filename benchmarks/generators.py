@@ -333,7 +333,7 @@ def estimate(study: Study, missing: list[str]) -> float:
         else:
             # Some of the images are those of a score, if that is made as well.
             steps = JUDGED.get(name, ("", 1))[1]
-            total += around * (4 + max(0, CLASSIFIER_IMAGES - args.samples) * steps * each.get(name, 0))
+            total += around * (6 + max(0, CLASSIFIER_IMAGES - args.samples) * steps * each.get(name, 0))
     return total
 
 

@@ -114,18 +114,22 @@ def main() -> None:
         for seed in () if args.report_only else args.seeds:
             for variant, changes in settings.items():
                 add_missing(work, args, variant, changes, seed)
-        records = [item for item in read(work) if item["tiny"] == args.tiny]
+        records = [item for item in read(work) if is_current(item, args.tiny)]
         if not records:
             raise SystemExit(f"{work} holds no finished training")
         summarize(records).publish(destination(args, "recipe_variants"))
 
 
+def is_current(record: dict[str, Any], tiny: bool) -> bool:
+    """Tell whether a training was made by what its variant is now, of a recipe that may have changed since."""
+    recipe = replace(recipes.TINY if tiny else recipes.SPEEDRUN[record["recipe"]], **parse(record["variant"]))
+    same_size: bool = record["tiny"] == tiny
+    return same_size and record.get("settings") == settings_of(recipe)
+
+
 def add_missing(work: Path, args: Any, variant: str, changes: dict[str, Any], seed: int) -> None:
     """Train one variant unless the work file holds it."""
-    recipe = recipes.SPEEDRUN[args.recipe]
-    if args.tiny:
-        recipe = recipes.TINY
-    recipe = replace(recipe, **changes)
+    recipe = replace(recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe], **changes)
     key = {"recipe": args.recipe, "variant": variant, "seed": seed, "tiny": args.tiny, "held_out": args.held_out}
     key["settings"] = settings_of(recipe)
     if any(key.items() <= item.items() for item in read(work)):

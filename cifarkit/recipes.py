@@ -48,7 +48,7 @@ class SpeedRecipe:
         whiten: set the stem from the images and freeze it; false learns it.
         alternating_flip: mirror each image in every other epoch; false draws anew each time.
     Raises:
-        TypeError: if a number is none.
+        TypeError: if what should be a number is of another kind.
         ValueError: if one is out of range.
     Source: Jordan 2024, arXiv 2404.00498, and its successor with Muon (Jordan et al. 2024).
     """

@@ -129,14 +129,18 @@ def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pyte
     assert {"settings.json", "best.pt", "metrics.csv", "confusion.png", "report.html"} <= {
         *(x.name for x in folder.iterdir())
     }
-    assert "val_acc" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "s of training on this machine" in said
+    assert "val_acc" in said
     assert commands.main(["explain", str(folder), "--method", "saliency", "--count", "3"]) == 0
     assert (folder / "explanations" / "saliency.png").is_file()
     assert "Explanations" in (folder / "report.html").read_text()
     assert commands.main(["explain", str(folder), "--class", "dragon"]) == 1
     assert "--class 'dragon' is unknown; the classes are" in capsys.readouterr().err
     assert commands.main(["doctor", str(folder), "--steps", "0"]) == 0
+    capsys.readouterr()
     assert commands.main(["train", "--resume", str(folder)]) == 0  # it is over already, and says so
+    assert "s of training on this machine" not in capsys.readouterr().out
     assert commands.main(["train", "--tiny", "--folder", str(folder)]) == 0  # the same
     assert [path.name for path in (here / "runs").iterdir()] == [folder.name]
     assert not (folder / "metrics-2.csv").exists()
