@@ -78,6 +78,10 @@ class SpeedRecipe:
             check_integer(name, getattr(self, name), 1)
         for name in ("padding", "cutout", "select_from"):
             check_integer(name, getattr(self, name), 0)
+        if not isinstance(self.sides, Mapping) or 0 not in self.sides:
+            raise ValueError(f"sides={self.sides!r} must map epochs, 0 among them, to sides, such as {{0: 24, 5: 32}}")
+        for epoch, side in self.sides.items():
+            check_integer(f"sides[{epoch!r}]", side, 1)
         check_number("keep", self.keep, 0, 1, above=True)
         check_number("kernel_momentum", self.kernel_momentum, 0, 1, below=True)
         check_number("label_smoothing", self.label_smoothing, 0, 1, below=True)

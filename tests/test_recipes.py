@@ -100,6 +100,14 @@ def test_whitening_looks_at_images_of_the_whole_set() -> None:
     assert sample.mean().abs() < 0.1
 
 
+def test_wrong_sides_are_named() -> None:
+    for sides in ({1: 24}, {}, 24):
+        with pytest.raises(ValueError, match=r"sides=.* must map epochs, 0 among them, to sides"):
+            replace(recipes.TINY, sides=sides)
+    with pytest.raises(TypeError, match=r"sides\[0\]='a' is a str"):
+        replace(recipes.TINY, sides={0: "a"})
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
