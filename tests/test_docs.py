@@ -386,3 +386,15 @@ def test_classes_lightning_users_are_told_exist() -> None:
     names = {code for code in code_for_lightning_users() if re.fullmatch(r"[A-Z]\w+", code)}
     assert names
     assert names <= set(cifarkit.__all__)
+
+
+def test_the_heart_of_the_code_is_an_evening_long() -> None:
+    text = (DOCS / "reading.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:examples|cifarkit)/[\w/]+\.py)`", text)
+    assert len(files) == 20
+    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files) <= 3_600
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cifarkit").rglob("*.py")), ids=shown)
+def test_a_file_of_the_library_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300

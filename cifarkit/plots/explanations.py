@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,12 +17,12 @@ from cifarkit.files import write_atomically
 from cifarkit.plots.captions import captions_of
 from cifarkit.plots.figure import BLUE, DPI, GREEN, VERMILION, FilePath, Range, finish, new_figure
 from cifarkit.plots.images import to_pixels
+from cifarkit.plots.sheet import Pixels, Row, Sheet, coloured
+from cifarkit.plots.sheet_page import page_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Pixels = NDArray[np.uint8]
 
 _PANEL_PIXELS, _GAP, _BAR, _BAR_TEXT = 160, 10, 16, 110  # of a picture, between two, of a colour bar, of its numbers
 _TEXT_POINTS, _LINE, _CHARACTER = 7.5, 27, 12  # size of the text; height of a line and width of a letter in pixels
@@ -40,27 +35,6 @@ _SCALES = {
     "all": "One scale for all rows",
     "panel": "Each panel has its own scale: compare shapes, not colours",
 }
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One method: its lines of text, a picture (H, W, 3) for each image, the value of the strongest colour, colours."""
-
-    lines: list[str]
-    tiles: Pixels
-    limit: float | None
-    colours: tuple[str, str | None]  # above and below 0; None if nothing can be below
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """All that is drawn, on paper as on a page."""
-
-    pictures: Pixels
-    captions: list[list[str]]
-    rows: list[_Row]
-    title: str
-    note: str
 
 
 def explanations(
@@ -105,9 +79,9 @@ def explanations(
     _check_words(scale, notes or {}, [*maps, *looks])
     rows = _rows(maps, pictures, scale, over_image, notes or {}, (VERMILION, BLUE))
     rows += _rows(looks, pictures, "row" if scale == "all" else scale, over_image, notes or {}, (GREEN, None))
-    sheet = _Sheet(pictures, captions, rows, title, _note(maps, looks, scale))
+    sheet = Sheet(pictures, captions, rows, title, _note(maps, looks, scale))
     if path is not None and Path(path).suffix.lower() == ".html":
-        write_atomically(_page(sheet).encode(), path)
+        write_atomically(page_of(sheet).encode(), path)
         path = None
     elif path is not None and Path(path).suffix.lower() != ".png":
         raise ValueError(f"path={str(path)!r} must end in .png or .html")
@@ -183,7 +157,7 @@ def _rows(
     over_image: bool,
     notes: Mapping[str, str],
     colours: tuple[str, str | None],
-) -> list[_Row]:
+) -> list[Row]:
     everything = _largest(np.stack(list(maps.values()))) if maps else 0.0
     rows = []
     for name, values in maps.items():
@@ -192,7 +166,7 @@ def _rows(
         ends = [_largest(one) if limit is None else limit for one in values]
         signed = np.stack([np.clip(one / (end or 1), -1, 1) for one, end in zip(values, ends, strict=True)])
         lines = [name.replace("_", " "), *notes.get(name, "").splitlines()]
-        rows.append(_Row(lines, _coloured(signed, pictures if over_image else None, colours), limit, colours))
+        rows.append(Row(lines, coloured(signed, pictures if over_image else None, colours), limit, colours))
     return rows
 
 
@@ -202,17 +176,7 @@ def _largest(values: NDArray[np.float64]) -> float:
     return float(np.quantile(sizes, 1 - _OUTLIERS)) or float(sizes.max())
 
 
-def _coloured(signed: NDArray[np.float64], pictures: Pixels | None, colours: tuple[str, str | None]) -> Pixels:
-    """Turn values in [-1, 1] into colours over white or over grey pictures: (..., H, W) -> (..., H, W, 3)."""
-    above, below = ([int((colour or "#FFFFFF")[place : place + 2], 16) for place in (1, 3, 5)] for colour in colours)
-    strength = np.abs(signed)[..., None]
-    ground: Any = 255.0 if pictures is None else (pictures @ [0.299, 0.587, 0.114])[..., None]  # ITU-R BT.601
-    coloured = (1 - strength) * ground + strength * np.where(signed[..., None] > 0, above, below)
-    result: Pixels = np.rint(coloured).astype(np.uint8)
-    return result
-
-
-def _draw(sheet: _Sheet) -> Figure:
+def _draw(sheet: Sheet) -> Figure:
     """Compose one big image, a pixel of which is one of the file, and write on it."""
     zoom = -(-_PANEL_PIXELS // sheet.pictures.shape[2])  # a whole number keeps the squares equal
     height, width = sheet.pictures.shape[1] * zoom, sheet.pictures.shape[2] * zoom
@@ -235,7 +199,7 @@ def _draw(sheet: _Sheet) -> Figure:
         axes.text(_GAP, top + height / 2, "\n".join(row.lines), fontsize=_TEXT_POINTS, va="center", linespacing=1.15)
         if row.limit is not None:
             lowest = -1 if row.colours[1] else 0
-            bar = _coloured(np.linspace(1, lowest, height), None, row.colours)
+            bar = coloured(np.linspace(1, lowest, height), None, row.colours)
             canvas[top : top + height, lefts[-1] : lefts[-1] + _BAR] = bar[:, None]
             _label_bar(axes, lefts[-1] + _BAR + 5, top, height, (lowest * row.limit, row.limit))
     most = max(4, width // _CHARACTER + 3)
@@ -258,46 +222,3 @@ def _label_bar(axes: Axes, left: int, top: int, height: int, ends: tuple[float, 
     low, high = ends
     for share, align, value in ((0.0, "top", high), (0.5, "center", (low + high) / 2), (1.0, "bottom", low)):
         axes.text(left, top + share * height, f"{value:.2g}", fontsize=_TEXT_POINTS, va=align)
-
-
-def _page(sheet: _Sheet) -> str:
-    """Write the sheet as one HTML file that needs no other."""
-    side = max(96, sheet.pictures.shape[2] * math.ceil(96 / sheet.pictures.shape[2]))
-    heads = "".join(f"<th>{'<br>'.join(map(html.escape, lines))}</th>" for lines in sheet.captions)
-    body = [f"<tr><th>image</th>{''.join(_picture(tile, 'image') for tile in sheet.pictures)}<td></td></tr>"]
-    for row in sheet.rows:
-        name, *more = map(html.escape, row.lines)
-        cells = "".join(_picture(tile, row.lines[0]) for tile in row.tiles)
-        body.append(f"<tr><th>{'<br>'.join([name, *more])}</th>{cells}<td class=bar>{_bar(row)}</td></tr>")
-    title = html.escape(sheet.title or "Explanations")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
-body {{ font: 14px/1.4 sans-serif; margin: 2em; color: #222; background: #fff }}
-table {{ border-collapse: collapse }} td, th {{ padding: 4px; font-weight: normal; text-align: left }}
-img {{ width: {side}px; image-rendering: pixelated; border: 1px solid #ccc; display: block }}
-.bar {{ font-size: 12px }}
-.bar i {{ display: block; width: 14px; height: {side // 2}px }}
-</style></head><body><h1>{title}</h1><table><thead><tr><th></th>{heads}<th></th></tr></thead>
-<tbody>
-{chr(10).join(body)}
-</tbody></table><p>{html.escape(sheet.note)}</p></body></html>
-"""
-
-
-def _bar(row: _Row) -> str:
-    """Write the scale of a row, nothing where each panel has its own."""
-    if row.limit is None:
-        return ""
-    above, below = row.colours
-    shades, low = (f"{above}, #fff", "0") if below is None else (f"{above}, #fff, {below}", f"&minus;{row.limit:.2g}")
-    return f'{row.limit:.2g}<i style="background: linear-gradient({shades})"></i>{low}'
-
-
-def _picture(tile: Pixels, alternative: str) -> str:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(tile)).save(file, format="PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<td><img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}"></td>'
