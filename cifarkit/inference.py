@@ -45,7 +45,8 @@ def predict(
 
     Args:
         model: images (B, C, H, W) -> logits (B, K).
-        images: (N, C, H, W) float, transformed (normalised) as in training; moved to the model's device batchwise.
+        images: (N, C, H, W) float, transformed (normalised) as in training; brought to the model's device and dtype
+            batchwise.
         batch_size: images at a time.
         precision: "fp32", "bf16", or "auto": bf16 where the processor computes it natively.
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
@@ -71,12 +72,14 @@ def predict(
         raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
     unsure = check_number("unsure", unsure, 0, 1)
     device = device_of(model)
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
 
     if device.type == "cpu":
         keep_freed_memory()
 
     def classify(part: Tensor, views: int) -> Tensor:
-        batches = (chunk.to(device, memory_format=torch.channels_last) for chunk in torch.split(part, batch_size))
+        chunks = torch.split(part, batch_size)
+        batches = (chunk.to(device, dtype, memory_format=torch.channels_last) for chunk in chunks)
         return torch.cat([_average_views(network, batch, views).float().cpu() for batch in batches])
 
     with evaluation_mode(model), inference_autocast(precision, device):
@@ -145,11 +148,13 @@ def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch
 
 
 def inference_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Open autocast to bf16 for "bf16", or for "auto" where the device computes it natively; else do nothing.
+    """Open autocast to bf16 for "bf16" or "bf16-mixed", or for "auto" where it is native; else do nothing.
 
     Raises:
         ValueError: if precision is not "auto", "fp32" or "bf16".
     """
+    if precision == "bf16-mixed":  # the Trainer's name
+        precision = "bf16"
     if precision not in ("auto", "fp32", "bf16"):
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'fp32' or 'bf16'")
     if precision == "auto":

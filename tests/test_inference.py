@@ -113,6 +113,16 @@ def test_a_float64_model_predicts_to_float32() -> None:
     assert predict(TinyNet().double(), photos().double(), precision="fp32").dtype == torch.float32
 
 
+def test_images_take_the_dtype_of_the_model() -> None:
+    model = TinyNet()
+    torch.testing.assert_close(predict(model, photos().double()), predict(model, photos()))
+
+
+def test_the_trainers_name_of_a_precision_is_known() -> None:
+    model = TinyNet()
+    assert torch.equal(predict(model, photos(), precision="bf16-mixed"), predict(model, photos(), precision="bf16"))
+
+
 @pytest.mark.parametrize(
     ("images", "options", "error", "message"),
     [

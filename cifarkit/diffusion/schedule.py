@@ -203,6 +203,9 @@ def _fit(factor: Tensor, images: Tensor) -> Tensor:
 
 
 def _same_shape(x: Tensor, other: Tensor, name: str) -> Tensor:
+    for value, called in ((x, "images"), (other, name)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{called} is a {type(value).__name__}; give a float tensor (B, C, H, W)")
     if other.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the images, {tuple(x.shape)}; got {tuple(other.shape)}")
     return x

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,11 @@ def check_features(name: str, features: Any, least: int = 1) -> Tensor:
     """Return features (N, D) as float64 on the CPU.
 
     Raises:
-        TypeError: if they are no tensor of floating point.
+        TypeError: if they are neither a tensor nor an array of floating point.
         ValueError: if they have another shape, are not finite, or there are fewer than ``least``.
     """
+    if isinstance(features, np.ndarray):
+        features = torch.from_numpy(features)
     if not isinstance(features, Tensor) or not features.is_floating_point():
         got = getattr(features, "dtype", type(features).__name__)
         raise TypeError(f"{name} must be a float tensor (N, D), got {got}; see cifarkit.generation.features")

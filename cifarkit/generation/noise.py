@@ -64,10 +64,13 @@ def image_generator(seed: int, label: int, index: int, attempt: int = 0) -> torc
         label: the class, below 1,024.
         index: the number of the image in its class, below 4,194,304.
         attempt: how many candidates for the same place were turned down before.
+    Raises:
+        ValueError: if label or index is out of range.
     Source: the finalizer of MurmurHash3 (Appleby 2011), which is a bijection.
     """
-    assert 0 <= label < MOST_CLASSES
-    assert 0 <= index < MOST_PER_CLASS
+    for name, number, most in (("label", label, MOST_CLASSES), ("index", index, MOST_PER_CLASS)):
+        if not 0 <= number < most:
+            raise ValueError(f"{name}={number} must be at least 0 and below {most}")
     digest = hashlib.sha256(f"{seed}/{attempt}".encode()).digest()
     value = label << _INDEX_BITS | index
     for start in (0, 4):

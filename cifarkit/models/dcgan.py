@@ -57,6 +57,8 @@ class Generator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images (B, C, S, S) in [-1, 1] for latents (B, latent_dim), standard normal, and labels (B,) int64."""
+        if not isinstance(latents, Tensor):
+            raise TypeError(f"latents is a {type(latents).__name__}; give a float tensor (B, {self.latent_dim})")
         if latents.dim() != 2 or latents.shape[1] != self.latent_dim:
             raise ValueError(f"latents must be (B, {self.latent_dim}); got shape {tuple(latents.shape)}")
         check_labels(labels, len(latents), self.num_classes)
@@ -113,6 +115,8 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (B,), positive for real, of images (B, C, S, S) in [-1, 1] and labels (B,) int64."""
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images is a {type(images).__name__}; give a float tensor (B, C, S, S) in [-1, 1]")
         if images.dim() != 4 or images.shape[1:] != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images must be (B, {wanted}) in [-1, 1]; got shape {tuple(images.shape)}")

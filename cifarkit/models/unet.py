@@ -34,7 +34,8 @@ class UNet(nn.Module):
         multipliers: channels of each level over base_channels; the side halves from level to level.
         num_classes: number of classes K; None takes no labels.
         blocks: residual blocks of a level on the way down; on the way up it has one more.
-        attention_levels: levels with attention behind each block, from 0; the innermost block always has it.
+        attention_levels: levels with attention behind each block, from 0; the innermost block always has it. None is
+            level 1, if there is one.
         heads: of each attention.
         dropout: share of the numbers dropped in each residual block, in [0, 1).
         patch: side of the squares of pixels that are folded into channels first and unfolded last; 2 saves time.
@@ -51,7 +52,7 @@ class UNet(nn.Module):
         multipliers: Sequence[int] = (1, 2, 2),
         num_classes: int | None = None,
         blocks: int = 2,
-        attention_levels: Sequence[int] = (1,),
+        attention_levels: Sequence[int] | None = None,
         heads: int = 1,
         dropout: float = 0.0,
         patch: int = 1,
@@ -59,6 +60,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         base, factors = _check_base(base_channels), _check_integers("multipliers", multipliers, 1)
+        if attention_levels is None:
+            attention_levels = (1,) if len(factors) > 1 else ()
         attended = set(_check_integers("attention_levels", attention_levels, 0))
         if not factors or any(level >= len(factors) for level in attended):
             raise ValueError(
@@ -142,6 +145,8 @@ class UNet(nn.Module):
         return iter(torch.split(joined, [block.shift.out_features for block in blocks], 1))
 
     def _check(self, x: Tensor, t: Tensor) -> None:
+        if not isinstance(x, Tensor) or not isinstance(t, Tensor):
+            raise TypeError(f"x and t must be tensors; got a {type(x).__name__} and a {type(t).__name__}")
         if x.dim() != 4 or x.shape[1] != self.channels or x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(
                 f"x must be (B, {self.channels}, H, W) with H and W multiples of {self.multiple}; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 
 from torch.optim import Optimizer
 
@@ -108,7 +109,7 @@ def scheduled_rates(optimizers: Mapping[str, Optimizer]) -> Iterator[None]:
 def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Set every group to its initial rate times a schedule's factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_rate"] * factor
+        group["lr"] = group["base_rate"] * float(factor)
 
 
 def check_schedule(schedule: Schedule) -> Schedule:
@@ -118,7 +119,7 @@ def check_schedule(schedule: Schedule) -> Schedule:
         TypeError: if it does not; schedules.cosine without brackets is the likely reason.
     """
     factor = schedule(0.0) if callable(schedule) else None
-    if not isinstance(factor, (int, float)):
+    if not isinstance(factor, Real):
         raise TypeError(f"schedule={schedule!r} must map progress to a number, as schedules.cosine() does")
     return schedule
 

@@ -263,7 +263,8 @@ class Trainer:
         """Train on the batches of an epoch; return False if the run ended before the last of them."""
         factor = self.accumulation.factor(run.epoch)
         while window := run.take(batches, factor):
-            run.at_log_step = (run.step + 1) % self.log_every_n_steps == 0 or run.batches_left == 0
+            last = run.batches_left == 0 or run.step + 1 == run.total_steps
+            run.at_log_step = last or (run.step + 1) % self.log_every_n_steps == 0
             stepped = self._train_step_or_fall_back(run, window)
             run.step += stepped
             if run.at_log_step:

@@ -124,6 +124,8 @@ def draw_beta(draws: Draws, alpha: float) -> Tensor:
 
 def one_hot(labels: Tensor, num_classes: int, batch_size: int) -> Tensor:
     """Return (B, K) float32 with a 1 at each label, once the labels (B,) int64 are found to be right."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels is a {type(labels).__name__}; give an int64 tensor ({batch_size},)")
     if labels.dtype != torch.int64 or labels.shape != (batch_size,):
         raise ValueError(
             f"labels is {labels.dtype} of shape {tuple(labels.shape)}; give int64 ({batch_size},), one for each image"

@@ -231,3 +231,11 @@ def test_the_posterior_is_that_of_diffusers(ours: NoiseSchedule, theirs: str) ->
             drawn = torch.randn(x.shape, generator=generator.manual_seed(0), dtype=x.dtype) * spread.sqrt()
             torch.testing.assert_close(mean, step - drawn, atol=1e-9 if exact else 1e-5, rtol=0)
             assert variance.item() == pytest.approx(spread.item(), abs=1e-12 if exact else 1e-5)
+
+
+def test_arrays_are_refused() -> None:
+    images, noise = (part.float() for part in pictures(2))
+    with pytest.raises(TypeError, match="images is a ndarray; give a float tensor"):
+        SCHEDULES[0].add_noise(images.numpy(), noise, 3)
+    with pytest.raises(TypeError, match="noise is a ndarray; give a float tensor"):
+        SCHEDULES[0].add_noise(images, noise.numpy(), 3)

@@ -72,3 +72,10 @@ def test_samplers_draw_each_sample_from_its_own_stream() -> None:
     streams = [image_generator(0, label, 3) for label in range(3)]
     expected = [torch.randn(1, 2, 2, generator=image_generator(0, label, 3)) for label in range(3)]
     assert torch.equal(draw_noise((3, 1, 2, 2), SampleGenerators(streams)), torch.stack(expected))
+
+
+def test_a_place_that_has_no_stream_is_named() -> None:
+    with pytest.raises(ValueError, match="label=1024 must be at least 0 and below 1024"):
+        image_generator(0, 1024, 0)
+    with pytest.raises(ValueError, match="index=-1 must be at least 0"):
+        image_generator(0, 0, -1)

@@ -191,3 +191,9 @@ def test_too_many_neighbours_are_refused(figure: Any) -> None:
         figure(normal(9, 2), normal(9, 2), k=9)
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         figure(normal(9, 2), normal(9, 2), k=0)
+
+
+def test_arrays_are_features_too() -> None:
+    real, fake = normal(20, 3), normal(20, 3, seed=1)
+    assert frechet_distance(real.numpy(), fake.numpy()) == frechet_distance(real, fake)
+    assert kernel_distance(real.numpy(), fake) == kernel_distance(real, fake)

@@ -138,6 +138,8 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\) in \[-1, 1\]; got shape \(3, 3, 32, 32\)"):
         judge(photos(size=32), LABELS)
     for network, first in ((generator, latents()), (judge, photos())):
+        with pytest.raises(TypeError, match=r"(latents|images) is a ndarray; give a float tensor"):
+            network(first.numpy(), LABELS)
         with pytest.raises(ValueError, match=r"labels run from 1 to 5; for num_classes=5 they must be 0 to 4$"):
             network(first, LABELS + 1)
         with pytest.raises(TypeError, match="labels=None, but the network has num_classes=5"):

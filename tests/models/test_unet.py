@@ -146,8 +146,15 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], error: type[Except
         tiny(**arguments)
 
 
+def test_a_network_of_one_level_needs_no_further_argument() -> None:
+    model = UNet(base_channels=4, multipliers=(1,))
+    assert model(noisy(), T).shape == noisy().shape
+
+
 def test_what_does_not_fit_is_named() -> None:
     model = tiny(num_classes=5, patch=2)
+    with pytest.raises(TypeError, match="x and t must be tensors; got a ndarray and a Tensor"):
+        model(noisy().numpy(), T)
     with pytest.raises(ValueError, match=r"x must be \(B, 3, H, W\) with H and W multiples of 4; got .*\(3, 3, 8, 6\)"):
         model(noisy(width=6), T)
     with pytest.raises(ValueError, match=r"x must be \(B, 3, H, W\)"):

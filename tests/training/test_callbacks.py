@@ -232,6 +232,13 @@ def test_the_base_callback_does_nothing() -> None:
     assert callback.bend_schedule(run.schedule, run) is run.schedule
 
 
+def test_a_hook_may_be_set_on_the_object() -> None:
+    callback, steps = Callback(), list[int]()
+    callback.on_step_end = lambda run: steps.append(run.step)  # type: ignore[method-assign]
+    fit(callback, max_steps=2)
+    assert steps == [1, 2]
+
+
 def test_something_else_is_no_callback() -> None:
     wrong: Any = torch.nn.Identity()
     with pytest.raises(TypeError, match=r"callbacks must be a list of Callback objects; got .*Identity"):

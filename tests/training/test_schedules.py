@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,7 @@ from torch import nn
 
 from cifarkit.training.schedules import (
     Schedule,
+    check_schedule,
     constant,
     cosine,
     multistep,
@@ -110,3 +112,11 @@ def test_rates_keep_the_ratio_of_the_groups_and_are_put_back() -> None:
         raise KeyError
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
     assert "initial_lr" not in optimizer.param_groups[0]
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    schedule = check_schedule(lambda progress: np.float32(0.5))
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}])
+    with scheduled_rates({"model": optimizer}):
+        set_rates(optimizer, schedule(0.0))
+        assert type(optimizer.param_groups[0]["lr"]) is float

@@ -349,6 +349,11 @@ def test_history_rows() -> None:
     assert run.images == 40
 
 
+def test_a_run_shorter_than_a_log_interval_has_its_metrics() -> None:
+    run = fit(batches_of(*[4] * 10), tiny_task(), max_steps=3)
+    assert {"train_loss", "train_acc", "grad_norm", "lr"} <= run.metrics.keys() & run.history[-1].keys()
+
+
 def test_nothing_is_read_off_the_device_between_log_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     task, batches, reads = tiny_task(), batches_of(*[4] * 10), list[str]()
     fit(batches, task, max_steps=1)  # the labels of the first batch are looked at

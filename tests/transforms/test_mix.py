@@ -95,3 +95,5 @@ def test_errors(mix: Mix) -> None:
         type(mix)(0)
     with pytest.raises(TypeError, match="alpha='1' is a str; give a number"):
         type(mix)("1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"labels is a list; give an int64 tensor \(6,\)"):
+        mix(photos(), LABELS.tolist(), 3)  # type: ignore[arg-type]

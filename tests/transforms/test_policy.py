@@ -93,3 +93,9 @@ def test_flat_images_stay() -> None:
     flat = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
     parameters = torch.tensor([[NAMES.index("autocontrast"), 0.0], [NAMES.index("equalize"), 0.0]])
     assert torch.equal(TrivialAugment().apply(flat, parameters), flat)
+
+
+def test_images_that_are_normalised_already_are_refused() -> None:
+    parameters = torch.tensor([[NAMES.index("equalize"), 0.0]])
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\] here; put Normalize behind TrivialAugment"):
+        TrivialAugment().apply(torch.full((1, 3, 8, 8), -1.0), parameters)
