@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files", "folding", "labels", "checks", "memory"}
+GROUND = {"seeding", "inference", "files", "folding", "labels", "checks", "memory", "layout"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
@@ -18,6 +18,7 @@ ROOMS = {  # what each room may import, besides itself
     "labels": GROUND,
     "checks": GROUND,
     "memory": GROUND,
+    "layout": GROUND,
     "data": GROUND,
     "transforms": GROUND,
     "models": GROUND,
@@ -45,7 +46,8 @@ LEVELS = {  # inside training: a module imports those of its own level and below
                 "precision",
                 "distributed",
                 "meters",
-                "compiling",
+                "fallback",
+                "clipping",
                 "interrupts",
                 "accumulation",
                 "config",

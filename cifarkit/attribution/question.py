@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cifarkit.attribution.ranges import check_range
 from cifarkit.attribution.scoring import baseline_images, check_class_numbers, check_images, first_logits
 from cifarkit.inference import device_of, frozen_copy
+from cifarkit.layout import EitherLayout
 from cifarkit.seeding import RngState
 
 _SMALL = 0.01  # share of the largest logit; a smaller change of the class's logit counts as this much
@@ -35,7 +36,7 @@ class Question:
     """
 
     model: nn.Module
-    network: nn.Module
+    network: Callable[[Tensor], Tensor]
     images: Tensor
     targets: Tensor
     max_batch: int
@@ -43,14 +44,13 @@ class Question:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) of the network, at least float32."""
-        if self.network is not self.model:
-            images = images.contiguous(memory_format=torch.channels_last)  # the layout of frozen copies
         return compute_logits(self.network, images)
 
     def with_frozen_network(self, evaluations: int) -> Question:
         """Return the question put to a copy with folded BatchNorms, where that is possible and worth it."""
         with torch.no_grad():
-            return replace(self, network=frozen_copy(self.model, self.images[: self.max_batch], evaluations))
+            copy = frozen_copy(self.model, self.images[: self.max_batch], evaluations)
+        return self if copy is self.model else replace(self, network=EitherLayout(copy))
 
     def baselines(self, value: Any) -> Tensor:
         """Return the images that stand for "nothing to see" (B, C, H, W): zero for None, or see baseline_images."""

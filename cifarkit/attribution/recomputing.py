@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from cifarkit.attribution.question import Question, compute_logits
 from cifarkit.attribution.rectangles import Changed, Rule, find_changes, rule_of
 from cifarkit.folding import fold_batchnorm, trace_copy
+from cifarkit.layout import refuses_channels_last
 
 _ALIKE = 1e-4  # share of the largest logit
 _PROBED = 3  # pixels of a side
@@ -113,7 +114,12 @@ def recomputing(question: Question) -> Recomputing | None:
     if not isinstance(network, fx.GraphModule):
         return None
     ready = Recomputing(network.to(memory_format=torch.channels_last))
-    return ready if _agrees(ready, question) else None
+    try:
+        return ready if _agrees(ready, question) else None
+    except RuntimeError as error:
+        if refuses_channels_last(error):
+            return None
+        raise
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.inference import device_of, evaluation_mode, frozen_copy, inference_autocast, predict
+from cifarkit.layout import EitherLayout
 
 MAX_BATCH = 128  # images at a time if the caller does not say
 
@@ -187,9 +188,9 @@ def class_scores(
     """
     device, found = device_of(model), []
     with evaluation_mode(model), inference_autocast(precision, device):
-        network = frozen_copy(model, images, count)
+        network = EitherLayout(frozen_copy(model, images, count))
         for batch, targets in batches:
-            logits = network(batch.to(device, memory_format=torch.channels_last)).float()
+            logits = network(batch.to(device)).float()
             scores = logits.softmax(1) if probability else logits
             found.append(scores.gather(1, targets.to(device)[:, None])[:, 0].cpu())
     return torch.cat(found)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cifarkit.checks import check_number
 from cifarkit.data.loader import Loader
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.layout import EitherLayout
 
 _log = logging.getLogger(__name__)
 _CHUNK = 512  # images at a time in the pass that fills the cache
@@ -66,6 +67,7 @@ class FeatureLoader(Loader):
         inference_autocast(precision, device_of(owner))  # which knows the names
         vars(self).update(vars(loader.copy()))  # all that makes the order and the position, of a subclass too
         self.loader, self.backbone, self._owner = loader.copy(), backbone, owner
+        self._network = EitherLayout(backbone)
         self.precision, self.max_bytes = precision, check_number("max_bytes", max_bytes, 0)
         self._store: list[_Cache] = []  # one once it is filled; copies of this loader share it
         obstacle = self._obstacle()
@@ -109,7 +111,7 @@ class FeatureLoader(Loader):
         """Run the backbone on a batch; the result is on the loader's device, in the dtype it was computed in."""
         device = device_of(self._owner)
         with evaluation_mode(self._owner), inference_autocast(self.precision, device):
-            features: Any = self.backbone(images.to(device, memory_format=torch.channels_last))
+            features: Any = self._network(images.to(device))
         if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != len(images):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise TypeError(f"backbone gives {shape} for {len(images)} images; it must give a tensor (B, ...)")

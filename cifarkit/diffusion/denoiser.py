@@ -12,6 +12,7 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
 from cifarkit.labels import check_labels
+from cifarkit.layout import EitherLayout
 
 TARGETS = ("noise", "velocity")
 
@@ -27,8 +28,8 @@ def as_denoiser(
 ) -> NetworkDenoiser:
     """Make a network a denoiser: evaluation mode, fast layout and precision, guidance, velocity turned into noise.
 
-    The network is used as it is, not copied; only the layout of its weights becomes channels_last. What it is asked
-    about may be on another device: it is moved to the network's, and the answer comes back.
+    The network is used as it is, not copied; only the layout of its weights becomes channels_last, if it can. What it
+    is asked about may be on another device: it is moved to the network's, and the answer comes back.
 
     Args:
         model: (x, t), or (x, t, labels) if conditional; then its attribute ``num_classes`` is K, and label K "none".
@@ -73,6 +74,7 @@ class NetworkDenoiser:
     ) -> None:
         self.model, self.labels, self.num_classes, self.guidance = model, labels, num_classes, guidance
         self.velocity_schedule, self.precision, self._ready = velocity_schedule, precision, False
+        self._network = EitherLayout(model)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -80,7 +82,6 @@ class NetworkDenoiser:
             raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
         home = device_of(self.model, x.device)
         images, at = x.to(home), t.to(home)
-        images = images.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else images
         with nullcontext() if self._ready else self._mode():
             predicted = self._guided(images, at) if self.guidance else self._predict(images, at, self.labels)
         predicted = predicted.to(x.device, x.dtype)
@@ -107,7 +108,7 @@ class NetworkDenoiser:
                 torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        predicted: Tensor = self.model(x, t) if labels is None else self.model(x, t, labels.to(x.device))
+        predicted: Tensor = self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device))
         return predicted
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from cifarkit.checks import check_callable, check_integer
 from cifarkit.files import read_file, require_plain_zip, shown, why_unreadable
 from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.layout import EitherLayout
 
 INCEPTION_FILE = "inception_v3_google-0cc3c7bd.pth"
 _INCEPTION_SIDE = 299
@@ -59,11 +60,12 @@ def features(
     device, found = device_of(model), []
     chunks = torch.split(images, check_integer("batch_size", batch_size, 1))
     with evaluation_mode(model), inference_autocast(precision, device), _last_linear_input(model) as seen:
+        network = EitherLayout(model)
         for chunk in tqdm(chunks, desc="features", unit="batch", leave=False, disable=None):
             batch = chunk.float() / 255 if chunk.dtype == torch.uint8 else chunk
             batch = batch if transform is None else transform(batch)
             seen.clear()
-            model(batch.to(device, memory_format=torch.channels_last))
+            network(batch.to(device))
             if not seen or seen[0].shape[0] != len(chunk) or seen[0].dim() != 2:
                 got = f"reads {tuple(seen[0].shape)}" if seen else "never runs"
                 name = type(model).__name__

@@ -54,14 +54,14 @@ def evaluate(
     return {f"val_{name}": total / counts[name] for name, total in totals.items()}
 
 
-def to_device(batch: Batch, device: torch.device) -> list[Tensor]:
-    """Move a batch, images in channels_last, which convolutions prefer."""
+def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -> list[Tensor]:
+    """Move a batch, its images in a layout."""
     if not isinstance(batch, (list, tuple)) or not all(isinstance(item, Tensor) for item in batch):
         raise TypeError(f"a batch must be a tuple of tensors such as (images, labels); got {name_kinds(batch)}")
     if not len(batch[0]):
         raise ValueError("a batch is empty; leave it out")
     return [
-        item.to(device, non_blocking=True, memory_format=torch.channels_last)
+        item.to(device, non_blocking=True, memory_format=layout)
         if item.dim() == 4
         else item.to(device, non_blocking=True)
         for item in batch

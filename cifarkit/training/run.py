@@ -14,6 +14,7 @@ from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters
 from cifarkit.training.config import describe
 from cifarkit.training.distributed import require_alike
+from cifarkit.training.fallback import FirstAttempt
 from cifarkit.training.loading import require_batches, undisturbed
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.position import Position
@@ -70,6 +71,7 @@ class Run:
             self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
         )
         self.meters, self.at_log_step, self.stepped = Meters(), False, False
+        self.first_attempt: FirstAttempt | None = None  # until an update has succeeded
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.stopped_because: str | None = None

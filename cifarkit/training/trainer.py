@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 from cifarkit.checks import check_integer, check_items, check_number
 from cifarkit.memory import keep_freed_memory
@@ -17,8 +16,9 @@ from cifarkit.training import distributed
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
-from cifarkit.training.compiling import compile_networks, fall_back_to_eager
+from cifarkit.training.clipping import clip_gradients
 from cifarkit.training.evaluation import evaluate, to_device
+from cifarkit.training.fallback import FirstAttempt, compile_networks, fall_back_to_eager, fall_back_to_rows
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
 from cifarkit.training.loading import iterating, require_batches
 from cifarkit.training.loggers import Logger
@@ -85,6 +85,7 @@ class Trainer:
         self.callbacks = check_items("callbacks", callbacks, Callback)
         self.loggers = check_items("loggers", loggers, Logger)
         self.compile, self.progress = compile, progress
+        self.layout = torch.channels_last  # of images and kernels; convolutions prefer it
         self.log_every_n_steps = check_integer("log_every_n_steps", log_every_n_steps, 1)
 
     # One update: the core of the library.
@@ -129,24 +130,14 @@ class Trainer:
         optimizer, scaler = run.task.optimizers[name], run.scalers[name]
         set_rates(optimizer, run.schedule(run.progress))
         scaler.unscale_(optimizer)
-        norm = self._clip(run, name) if self.clip_bound is not None or run.at_log_step else None
+        measured = self.clip_bound is not None or run.at_log_step
+        norm = clip_gradients(optimizer, self.clip_bound, self.clip_algorithm) if measured else None
         stepped = step_scaled(scaler, optimizer)
         if norm is not None and run.at_log_step and stepped:  # the norm of a skipped step is infinite
             run.meters.add(metric_name(name, "grad_norm"), norm, 1, run.step)
         if not stepped and scaler.get_scale() < SMALLEST_SCALE:
             raise NonFiniteLossError(f"the gradient of {name!r} is not finite at step {run.step}", run.step)
         return stepped
-
-    def _clip(self, run: Run, name: str) -> Tensor:
-        """Bound the gradient, and return its norm as it was before."""
-        groups = run.task.optimizers[name].param_groups
-        parameters = [item for group in groups for item in group["params"] if item.grad is not None]
-        if self.clip_bound is not None and self.clip_algorithm == "norm":
-            return clip_grad_norm_(parameters, self.clip_bound)  # an infinite norm is left to the scaler
-        norm = get_total_norm([item.grad for item in parameters])
-        if self.clip_bound is not None:
-            clip_grad_value_(parameters, self.clip_bound)
-        return norm
 
     # The fit around it.
 
@@ -200,7 +191,13 @@ class Trainer:
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
         """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
         require_batches("loader", loader)
-        return evaluate(check_task(task).to(self.device), loader, self.to_device, self.precision.autocast, guard)
+        arguments = (check_task(task).to(self.device), loader, self.to_device, self.precision.autocast, guard)
+        try:
+            return evaluate(*arguments)
+        except RuntimeError as error:
+            if not self._takes_rows(task, error):
+                raise
+        return evaluate(*arguments)
 
     def is_finished(self, run: Run) -> bool:
         """Tell whether the run has been stopped or has done all its epochs or updates."""
@@ -209,12 +206,13 @@ class Trainer:
         return run.stopped_because is not None or out_of_steps or out_of_epochs
 
     def to_device(self, batch: Batch) -> list[Tensor]:
-        """Move a batch, images in channels_last, which convolutions prefer."""
-        return to_device(batch, self.device)
+        """Move a batch, its images in the layout of the networks."""
+        return to_device(batch, self.device, self.layout)
 
     def _prepare(self, run: Run, checkpoint: Path | None) -> None:
         run.task.to(self.device)
-        run.task.to(memory_format=torch.channels_last)
+        self.layout = torch.channels_last
+        run.task.to(memory_format=self.layout)
         if self.compile:
             compile_networks(run.task)
         state = distributed.from_first_rank(lambda: load_checkpoint(checkpoint)) if checkpoint else None
@@ -237,6 +235,7 @@ class Trainer:
         run.stopped_because = next(filter(None, distributed.gather(run.stopped_because)), None)
 
     def _run_epochs(self, run: Run, guard: InterruptGuard) -> None:
+        run.first_attempt = FirstAttempt(run.task)
         try:
             while not self.is_finished(run):
                 self._run_epoch(run, guard)
@@ -278,11 +277,24 @@ class Trainer:
         return True
 
     def _train_step_or_fall_back(self, run: Run, window: Sequence[Batch]) -> bool:
-        try:
-            return self.train_step(run, window)
-        except Exception as error:
-            if run.stepped:  # repeating the window would step an optimizer of an earlier stage twice
-                raise
-            fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
-            run.meters.forget(run.step)
-            return self.train_step(run, window)
+        while True:
+            try:
+                stepped = self.train_step(run, window)
+                run.first_attempt = None
+                return stepped
+            except Exception as error:
+                if run.stepped:  # repeating the window would step an optimizer of an earlier stage twice
+                    raise
+                if not self._takes_rows(run.task, error):
+                    fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
+                window = [self.to_device(batch) for batch in window]
+                run.meters.forget(run.step)
+                if run.first_attempt is not None:
+                    run.first_attempt.undo()
+
+    def _takes_rows(self, task: Task, error: Exception) -> bool:
+        """Change to PyTorch's usual layout if a network has just refused channels_last; tell whether it has."""
+        if self.layout is torch.contiguous_format or not fall_back_to_rows(task, error):
+            return False
+        self.layout = torch.contiguous_format
+        return True

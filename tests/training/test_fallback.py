@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from cifarkit.training import ClassificationTask, Trainer
-from cifarkit.training.compiling import compile_networks, fall_back_to_eager
+from cifarkit.training.fallback import compile_networks, fall_back_to_eager
 
 BATCHES = [(torch.randn(8, 3, 4, 4), torch.randint(10, (8,))) for _ in range(3)]
 
