@@ -35,7 +35,7 @@ from report import DATA, Report, Table, arguments, destination
 from cifarkit import data, generation, plots
 
 WORK = Path("runs/did_it_help.jsonl")
-VERSION = 3  # of the recipes and figures below: trainings of another one are not taken over
+VERSION = 4  # of the recipes and figures below: trainings of another one are not taken over
 GRID_EPOCHS = 25  # between two grids: epochs of 5,000 images are short, and the plan leaves a tenth for all but updates
 ARMS = {  # title, classical augmentation, generated images
     "real": ("real", False, False),
@@ -55,7 +55,11 @@ DECISIVE = ("both", "augmented")
 def make_images(args: argparse.Namespace, real: data.ImageDataset, folder: Path) -> data.ImageDataset:
     """Train the generator on the real images, unless one is given, and let it fill a folder; both go on."""
     network = shared.read_ddpm(args.ddpm or train_generator(args, real, folder), real.num_classes, args.tiny)
-    about = {"sampler": "DPM-Solver++ 2M", "steps": args.sampler_steps, "weights": generation.weights_hash(network)}
+    about = {
+        "sampler": "DPM-Solver++ 2M, quadratic",
+        "steps": args.sampler_steps,
+        "weights": generation.weights_hash(network),
+    }
     return generation.generate_dataset(
         shared.ddpm_sample(network, "dpm-solver", args.sampler_steps, real.image_shape),
         classes=real.classes,
@@ -90,7 +94,7 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
 
 def folder_of(work: Path, study: dict[str, Any]) -> Path:
     """Name the folder of the generator, which stays whatever classifiers are trained on what it makes."""
-    known = {name: study[name] for name in ("version", "data", "tiny", "per_class", "minutes", "ddpm")}
+    known = {name: study[name] for name in ("version", "data", "tiny", "per_class", "minutes", "ddpm", "recipe")}
     return work.with_suffix("") / hashlib.sha256(repr(known).encode()).hexdigest()[:8]
 
 
@@ -268,6 +272,7 @@ def main() -> None:
     names = ("per_class", "minutes", "generated_per_class", "sampler_steps", "share", "steps")
     study = {"version": VERSION, "data": data_name, "tiny": args.tiny} | {key: getattr(args, key) for key in names}
     study["ddpm"] = shared.file_hash(args.ddpm) if args.ddpm else None
+    study["recipe"] = None if args.ddpm else shared.ddpm_recipe()
     with shared.work_file(args, WORK) as work:
         if not args.report_only:
             with shared.locked(work.with_suffix(".lock")):

@@ -46,12 +46,13 @@ from cifarkit.training import DifferentiableAugmentation, GANHealth, GANTask
 from cifarkit.training.meters import NonFiniteLossError
 
 WORK = Path("runs/generators.jsonl")
-VERSION = 3  # of the recipes and figures below: rows of another one are not taken over
+VERSION = 4  # of the figures and of what the GANs are trained by: rows of another one are not taken over
 RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 # DPM-Solver++ at 1,000 steps is near DDIM at 1,000, but not the same: it extrapolates from the step before.
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
 THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
+JUDGED["ddpm-guided"], GUIDANCE = JUDGED["ddpm"], 0.5
 CLASSIFIER_IMAGES = 20_000
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
 
@@ -62,7 +63,8 @@ def rows(with_peer: bool) -> list[str]:
     scores = [(steps, f"score/{name}/{sampler}/{steps}") for name, own in walks.items() for sampler, steps in own]
     both, gans = ["ddpm", *(["peer"] if with_peer else [])], [f"dcgan-{name}" for name in RECIPES]
     names = [*(f"train/{name}" for name in both), *(row for steps, row in scores if steps == 20)]
-    names += [*(f"classifier/{name}" for name in both), "classifier/real"]
+    names += [*(f"classifier/{name}" for name in both), "classifier/real", "score/test/-/0"]
+    names += ["score/ddpm-guided/dpm-solver/20", "classifier/ddpm-guided"]
     for name in gans:
         names += [f"train/{name}", f"score/{name}/-/1", f"classifier/{name}"]
     names += [f"collapse/{name}/{seed}" for name in gans for seed in range(COLLAPSE_SEEDS)]
@@ -82,9 +84,7 @@ class Study:
     """One work file's worth of rows.
 
     Attributes:
-        trained: what the trainings depend on, so that scoring in another way trains nothing anew.
-        settings: what the other figures depend on as well.
-        folder: of checkpoints, images and grids.
+        settings: what any row depends on.
     """
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
@@ -92,25 +92,38 @@ class Study:
         self.name, self.everything, self.test_set = shared.load_sets(args.tiny)
         self.train_set = self.everything.split(0.98, 0.02)[0]  # what examples/train_ddpm.py trains on, for all alike
         self.classes, self.num_classes = self.train_set.classes, self.train_set.num_classes
-        names = ("minutes", "gan_minutes", "short_minutes", "peer_shapes", "peer_objective", "peer_rate")
-        self.trained = {"version": VERSION, "data": self.name, "tiny": args.tiny}
-        self.trained |= {name: getattr(args, name) for name in names}
-        self.trained["ddpm"] = shared.file_hash(args.ddpm) if args.ddpm else None
-        self.settings = self.trained | {name: getattr(args, name) for name in ("samples", "few", "real")}
-        self.settings |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
-        self.settings["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
-        key = hashlib.sha256(repr(self.trained).encode()).hexdigest()[:8]
-        self.folder = work.with_suffix("") / key
+        self.base = {"version": VERSION, "data": self.name, "tiny": args.tiny}
+        given = shared.file_hash(args.ddpm) if args.ddpm else None
+        ddpm = self.base | {"minutes": args.minutes, "ddpm": given} | ({} if given else shared.ddpm_recipe())
+        peers = {name: getattr(args, name) for name in ("peer_shapes", "peer_objective", "peer_rate")}
+        self.trained = {  # what each generator depends on, so that scoring in another way trains nothing anew
+            "ddpm": ddpm,
+            "peer": ddpm | peers,
+            "dcgan": self.base | {"gan_minutes": args.gan_minutes},
+            "collapse": self.base | {"short_minutes": args.short_minutes},
+        }
+        self.scored = {name: getattr(args, name) for name in ("samples", "few", "real")}
+        self.scored |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
+        self.scored["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
+        everything = [*self.trained.values(), self.scored]
+        self.settings = {name: value for part in everything for name, value in part.items()}
         if args.ddpm and (seconds := shared.read_end(args.ddpm)["seconds"]) > 60 * args.minutes:
             raise SystemExit(f"--ddpm was trained for {seconds / 60:.1f} minutes, more than --minutes {args.minutes:g}")
 
     def settings_of(self, row: str) -> dict[str, Any]:
         """Return what a row depends on."""
-        return self.trained if row.startswith(("train", "collapse")) else self.settings
+        kind, name = row.split("/")[:2]
+        trained = self.trained.get(kind) or self.trained.get(name.partition("-")[0], self.base)
+        return trained if kind in ("train", "collapse") else trained | self.scored
 
     def rows(self) -> list[dict[str, Any]]:
         """Read the rows of this study from the work file."""
-        return [row for settings in (self.trained, self.settings) for row in shared.read(self.work, settings)]
+        return [row for row in shared.read(self.work) if row["study"] == self.settings_of(row["row"])]
+
+    def folder(self, row: str) -> Path:
+        """Name the folder of all that depends on a training: its checkpoints, its images, their grids."""
+        key = hashlib.sha256(repr(self.settings_of(row)).encode()).hexdigest()[:8]
+        return self.work.with_suffix("") / f"{row.replace('/', '-')}-{key}"
 
     def run(self, row: str) -> dict[str, Any]:
         """Make one row."""
@@ -119,8 +132,7 @@ class Study:
         if kind == "train":
             found = self.train(name)
         elif kind == "collapse":
-            folder = self.folder / f"{name}-short-{rest[0]}"
-            found = self.train_gan(name, int(rest[0]), self.args.short_minutes, folder)
+            found = self.train_gan(name, int(rest[0]), self.args.short_minutes, self.folder(row))
         elif kind == "score":
             found = self.score(name, rest[0], int(rest[1]))
         else:
@@ -128,7 +140,7 @@ class Study:
         return {"row": row, "study": self.settings_of(row), "all_seconds": time.monotonic() - started} | found
 
     def train(self, name: str) -> dict[str, Any]:
-        args, folder = self.args, self.folder / name
+        args, folder = self.args, self.folder(f"train/{name}")
         if name.startswith("dcgan"):
             return self.train_gan(name, 0, args.gan_minutes, folder)
         if name == "peer":
@@ -177,18 +189,19 @@ class Study:
 
     def weights(self, name: str) -> Path:
         """Return the checkpoint of a generator."""
-        given: Path | None = self.args.ddpm if name == "ddpm" else None
-        return given or self.folder / name / "last.pt"
+        given: Path | None = self.args.ddpm if network_of(name) == "ddpm" else None
+        return given or self.folder(f"train/{network_of(name)}") / "last.pt"
 
     def sample(self, name: str, sampler: str, steps: int) -> Sample:
         """Return the trained generator as a function of labels and random streams."""
-        self.require_trained(name)
+        self.require_trained(network_of(name))
         weights = self.weights(name)
-        if name == "ddpm":
+        if network_of(name) == "ddpm":
             network = shared.read_ddpm(weights, self.num_classes, self.tiny)
-            return shared.ddpm_sample(network, sampler, steps, self.train_set.image_shape)
+            guidance = 0.0 if name == "ddpm" else GUIDANCE
+            return shared.ddpm_sample(network, sampler, steps, self.train_set.image_shape, guidance)
         if name == "peer":
-            choice = peer.read_choice(self.folder / "peer")
+            choice = peer.read_choice(weights.parent)
             model = peer.build(choice, self.num_classes, steps, 0.0 if sampler == "ddim" else 1.0)
             return peer.sample_from(cifarkit.load_weights(model, weights, average="ema"), choice.layout)
         recipe = name.removeprefix("dcgan-")
@@ -205,8 +218,10 @@ class Study:
 
     def images(self, name: str, sampler: str, steps: int, count: int) -> tuple[data.ImageDataset, float | None]:
         """Make so many images, or take what an earlier row made; return the seconds, too, if all are new."""
+        if name == "test":
+            return first_of_each_class(self.test_set, count), None
         steps = min(steps, 3) if self.tiny else steps
-        folder = self.folder / "images" / f"{name}-{sampler}-{steps}"
+        folder = self.folder(f"train/{network_of(name)}") / "images" / f"{name}-{sampler}-{steps}"
         folders = folder.iterdir() if folder.exists() else ()
         held = max((len([*part.glob("*.png")]) for part in folders if part.is_dir()), default=0)
         started, weights = time.monotonic(), shared.file_hash(self.weights(name))
@@ -263,7 +278,7 @@ class Study:
         )
         network, normalize, _ = self.judge_of_features
         right = cifarkit.predict(network, normalize(made.images)).argmax(1) == made.labels
-        grids = self.folder / "grids"
+        grids = self.folder(f"train/{network_of(name)}") / "grids"
         grids.mkdir(parents=True, exist_ok=True)
         shown = shared.first_of_each(made.images, made.labels, 10)
         picture = grids / f"{name}-{sampler.replace('-', '')}-{steps}.png"
@@ -283,6 +298,11 @@ class Study:
         steps = 4 if self.tiny else self.args.classifier_steps
         accuracy = shared.train_classifier(made, self.test_set, steps=steps, seed=0, tiny=self.tiny)
         return {"accuracy": accuracy, "images": len(made), "classifier_steps": steps}
+
+
+def network_of(name: str) -> str:
+    """Name the training whose network a generator samples from."""
+    return "ddpm" if name == "ddpm-guided" else name
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -320,8 +340,9 @@ def seconds_a_step(study: Study, name: str) -> float:
 def estimate(study: Study, missing: list[str]) -> float:
     """Return about how many minutes the missing rows take: trainings as told, sampling as timed, the rest guessed."""
     args, total, around = study.args, 0.0, 0 if study.tiny else 1  # around: minutes of all else in a score
-    walking = {row.split("/")[1] for row in missing if row.startswith(("score", "classifier"))} & {"ddpm", "peer"}
-    each = {name: seconds_a_step(study, name) / 60 for name in sorted(walking)}
+    scored = {network_of(row.split("/")[1]) for row in missing if row.startswith(("score", "classifier"))}
+    each = {name: seconds_a_step(study, name) / 60 for name in sorted(scored & {"ddpm", "peer"})}
+    each["ddpm-guided"] = 2 * each.get("ddpm", 0)
     for kind, name, *rest in (row.split("/") for row in missing):
         if kind == "train":
             total += args.gan_minutes if "gan" in name else 0 if name == "ddpm" and args.ddpm else args.minutes

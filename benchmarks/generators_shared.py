@@ -28,6 +28,8 @@ from cifarkit.models import UNet
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = diffusion.NoiseSchedule.cosine()
 WIDTH, MULTIPLIERS, PATCH = 64, (1, 2, 2), 2  # of the U-Net of 6.5 M parameters
+TRAIN_DDPM = Path("examples", "train_ddpm.py")
+RECIPE = ["--patch", str(PATCH), "--velocity", "--min-snr", "5", "--precision", "bf16-mixed"]
 TINY_WIDTH, TINY_MULTIPLIERS = 8, (1, 1)  # what examples/train_ddpm.py --tiny builds
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -51,9 +53,8 @@ def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool, eve
         tiny: train for an epoch of 300 images instead.
         every: epochs between two grids; short epochs want them seldom, since the plan leaves a tenth for all of that.
     """
-    command = [sys.executable, str(ROOT / "examples" / "train_ddpm.py"), "--data", str(source)]
-    command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder)]
-    command += ["--patch", str(PATCH), "--velocity", "--min-snr", "5", "--precision", "bf16-mixed"]
+    command = [sys.executable, str(ROOT / TRAIN_DDPM), "--data", str(source)]
+    command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder), *RECIPE]
     command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}", "--every", str(every)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with locked(folder / "lock") as lock:
@@ -123,6 +124,11 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def ddpm_recipe() -> dict[str, Any]:
+    """Return what a diffusion model is trained by, so that one of another recipe is not taken for it."""
+    return {"flags": RECIPE, "script": file_hash(ROOT / TRAIN_DDPM)}
+
+
 def read_end(weights: Path, stopped_because: str | None = None) -> dict[str, Any]:
     """Return what a row says of a training's length, as its checkpoint, and plan.json beside it, tell it."""
     run, plan = cifarkit.load_checkpoint(weights)["run"], weights.parent / "plan.json"
@@ -134,23 +140,36 @@ def read_end(weights: Path, stopped_because: str | None = None) -> dict[str, Any
 
 
 def read_ddpm(weights: Path, num_classes: int, tiny: bool) -> UNet:
-    """Read the averaged U-Net of a run of the recipe."""
+    """Read the averaged U-Net of a run of the recipe.
+
+    Raises:
+        SystemExit: if it was trained to predict something else, whose samples would be garbage without an error.
+    """
+    trained = cifarkit.load_checkpoint(weights)["config"]["task"]
+    if (trained["target"], trained["schedule"]) != ("velocity", repr(SCHEDULE)):
+        raise SystemExit(
+            f"{weights} predicts {trained['target']} on {trained['schedule']}, not velocity on {SCHEDULE!r}"
+        )
     width, multipliers = (TINY_WIDTH, TINY_MULTIPLIERS) if tiny else (WIDTH, MULTIPLIERS)
     network = UNet(base_channels=width, multipliers=multipliers, patch=PATCH, num_classes=num_classes)
     cifarkit.load_weights(network, weights, average="ema")
     return network
 
 
-def ddpm_sample(network: UNet, sampler: str, steps: int, shape: Sequence[int]) -> Callable[..., Tensor]:
+def ddpm_sample(
+    network: UNet, sampler: str, steps: int, shape: Sequence[int], guidance: float = 0.0
+) -> Callable[..., Tensor]:
     """Return what ``generate_dataset`` wants, for "ddim", "ddpm" or "dpm-solver" and so many steps."""
 
     def sample(labels: Tensor, generators: generation.SampleGenerators) -> Tensor:
         noise = generators.normal(*shape)
-        denoise = diffusion.as_denoiser(network, labels, target="velocity", schedule=SCHEDULE)
+        choices = {"guidance": guidance, "target": "velocity", "schedule": SCHEDULE}
+        denoise = diffusion.as_denoiser(network, labels, **choices)
         if sampler == "ddpm":
             return diffusion.sample_ddpm(denoise, noise, SCHEDULE, steps=steps, generator=[*generators])
-        walk = {"ddim": diffusion.sample_ddim, "dpm-solver": diffusion.sample_dpm_solver}[sampler]
-        return walk(denoise, noise, SCHEDULE, steps=steps)
+        if sampler == "ddim":  # spaced as the peer's
+            return diffusion.sample_ddim(denoise, noise, SCHEDULE, steps=steps)
+        return diffusion.sample_dpm_solver(denoise, noise, SCHEDULE, steps=steps, spacing="quadratic")
 
     return sample
 
@@ -226,11 +245,11 @@ def train_classifier(
     return right.float().mean().item()
 
 
-def read(path: Path, study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the rows of a study from the work file; a last line that is not whole, or not yet, is passed over."""
+def read(path: Path, study: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Read the rows of a study, or all, from the work file; a last line that is not whole is passed over."""
     content = path.read_text() if path.exists() else ""
     whole = content[: content.rfind("\n") + 1]
-    return [row for row in map(json.loads, whole.splitlines()) if row["study"] == study]
+    return [row for row in map(json.loads, whole.splitlines()) if study is None or row["study"] == study]
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -66,13 +66,15 @@ def measure_speed(steps: int = 20, *, model: nn.Module | None = None, image_size
 
     Args:
         steps: updates to time, at least 1.
-        model: images -> logits; None is a :class:`SpeedNet` of its default width.
+        model: images -> logits; None is a :class:`SpeedNet` of its default width. The images have as many channels as
+            its first convolution takes.
     Raises:
         ValueError: if steps is below 1.
     """
     steps = check_integer("steps", steps, 1)
     network = SpeedNet() if model is None else model
-    images, labels = torch.randn(_BATCH, 3, image_size, image_size), torch.zeros(_BATCH, dtype=torch.int64)
+    images = torch.randn(_BATCH, _channels(network), image_size, image_size)
+    labels = torch.zeros(_BATCH, dtype=torch.int64)
     task = ClassificationTask(network, torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9), num_classes=1_000)
     trainer = Trainer(max_steps=steps, precision="auto", progress=False)
     per_second = _BATCH * steps / estimate_seconds(trainer, task, [(images, labels)] * steps, steps=steps)
@@ -145,9 +147,19 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield Finding("folder", OK, f"{folder.resolve()} can be written, {free / 1e9:.0f} GB free")
 
 
+def _first_convolution(model: nn.Module) -> nn.Conv2d | None:
+    return next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+
+
+def _channels(model: nn.Module) -> int:
+    """Return how many channels the images of a network have."""
+    first = _first_convolution(model)
+    return 3 if first is None else first.in_channels
+
+
 def _stem(model: nn.Module, side: int) -> Iterator[Finding]:
     """Warn of a first convolution that reads large windows in strides, made for ImageNet."""
-    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    first = _first_convolution(model)
     if first is None or side > _SMALL_SIDE:
         return
     window, stride = first.kernel_size[0], first.stride[0]
@@ -182,8 +194,7 @@ def _count_calls(model: nn.Module, side: int) -> Counter[str]:
         if isinstance(part, _REUSED_MATTERS):
             count: Any = lambda *_, name=name: calls.update([name])  # noqa: E731
             handles.append(part.register_forward_hook(count))
-    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
+    channels = _channels(model)
     try:
         with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the stem, which is a finding of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from cifarkit.checks import check_callable
 from cifarkit.files import read_file, shown, write_atomically
-from cifarkit.inference import device_of, evaluation_mode
 from cifarkit.training import load_weights, save_weights
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -120,8 +120,9 @@ def export_model(
 ) -> Path:
     """Write a network as a file that runs without its Python code, on batches of any size.
 
-    The network is exported in evaluation mode, in fp32 and on the CPU. Before they are written, the bytes of the file
-    are loaded and run on three batch sizes, ONNX by onnxruntime if it is installed, else by onnx itself, which is slow.
+    The network is exported in evaluation mode, in fp32 and on the CPU, and itself stays as and where it is. Before they
+    are written, the bytes of the file are loaded and run on three batch sizes, ONNX by onnxruntime if it is installed,
+    else by onnx itself, which is slow.
 
     Args:
         images: (B, C, H, W) float, transformed as in training; B of at least 2.
@@ -148,17 +149,27 @@ def export_model(
     if path.suffix == ".onnx":
         _require_onnx()
     example = images.detach().cpu().float()
-    device = device_of(model)
-    try:
-        with evaluation_mode(model.cpu()), torch.no_grad():
-            program = _export(model, example)
-            to_bytes, read = (_to_bytes, _run_bytes) if path.suffix == ".pt2" else (_to_onnx, _run_onnx)
-            content = to_bytes(program)
-            _compare(read(content), model, example, check or _require_alike)
-    finally:
-        model.to(device)
+    to_bytes, read = (_to_bytes, _run_bytes) if path.suffix == ".pt2" else (_to_onnx, _run_onnx)
+    with torch.no_grad():
+        twin = _copy_in_fp32(model)
+        content = to_bytes(_export(twin, example))
+        _compare(read(content), twin, example, check or _require_alike)
     write_atomically(content, path)
     return path
+
+
+def _copy_in_fp32(model: nn.Module) -> nn.Module:
+    """Copy a network to the CPU for evaluation; what is there in fp32 already is shared, as there may be much of it."""
+    tensors: dict[int, Tensor] = {}
+    others = [item for part in model.modules() for item in vars(part).values() if isinstance(item, Tensor)]
+    for tensor in (*model.parameters(), *model.buffers(), *others):  # the last may have a graph, as of weight_norm
+        own = tensor.detach().cpu()
+        own = own.float() if own.is_floating_point() else own
+        tensors[id(tensor)] = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+    try:
+        return copy.deepcopy(model, tensors).eval()
+    except Exception as error:  # whatever its parts may raise
+        raise ValueError(f"{type(model).__name__} cannot be copied to export it: {_first_line(error)}") from error
 
 
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

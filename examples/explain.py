@@ -86,6 +86,9 @@ for index in indices or []:
 if indices is None:  # of each class the first that is classified rightly, if one is
     wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
     places = [(test_set.labels == number_of(name)).nonzero()[:50, 0] for name in wanted]
+    for name, place in zip(wanted, places, strict=True):
+        if not len(place):
+            parser.error(f"no test image is of class {name!r}; give --classes that have some, or --index")
     right = [predict(model, normalize(test_set.images[place])).argmax(1) == test_set.labels[place] for place in places]
     indices = [int(place[hits.int().argmax()]) for place, hits in zip(places, right, strict=True)]
 images, labels = test_set.images[indices], test_set.labels[indices]

@@ -14,7 +14,7 @@ import argparse
 import torch
 
 import cifarkit
-from cifarkit import data, diffusion, generation, models, transforms
+from cifarkit import data, diffusion, generation, models, recipes, transforms
 from cifarkit.plots import nearest_pairs
 from cifarkit.training import distributed
 from cifarkit.training.precision import choose_device
@@ -31,6 +31,7 @@ flag("--linear", action="store_true", help="the network was trained with the lin
 flag("--guidance", type=float, default=0.0)
 flag("--classifier", metavar="FILE", help="weights of a SpeedNet, the filter")
 flag("--judge", metavar="FILE", help="weights of another SpeedNet, for the score; without it the filter's")
+flag("--recipe", default="4-minutes", choices=[*recipes.SPEEDRUN], help="of speedrun.py, that both were trained by")
 flag("--folder", default="generated")
 own = {"rank": distributed.rank(), "world-size": distributed.world_size()}  # 0 and 1 without torchrun
 counts = {"base-channels": 64, "patch": 1, "steps": 20, "per-class": 500, "batch-size": 100, "seed": 0, **own}
@@ -52,23 +53,29 @@ classes, normalize = train_set.classes, transforms.Normalize(*train_set.mean_std
 device = choose_device(distributed.own_device("auto"))  # a GPU if there is one, for each process its own
 shape = {name: getattr(args, name) for name in ("base_channels", "multipliers", "patch")}
 network = models.UNet(num_classes=len(classes), **shape).to(device)
+schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
+target = "velocity" if args.velocity else "noise"
 if args.weights:
     cifarkit.load_weights(network, args.weights, average=args.average)
+    trained = cifarkit.load_checkpoint(args.weights).get("config", {}).get("task")  # none beside weights alone
+    if trained and trained["target"] != target:
+        parser.error(f"{args.weights} was trained to predict {trained['target']}; --velocity says which")
 elif not args.tiny:
     parser.error("--weights is needed: images of an untrained network are noise")
-schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
-target, judge = "velocity" if args.velocity else "noise", args.judge or args.classifier
+judge = args.judge or args.classifier
 files = {args.classifier, judge} - {None}
-nets = {file: cifarkit.load_weights(models.SpeedNet(len(classes)), file).to(device) for file in files}
+recipe = recipes.SPEEDRUN[args.recipe]
+built = {file: models.SpeedNet(len(classes), widths=recipe.widths, depth=recipe.depth) for file in files}
+nets = {file: cifarkit.load_weights(net, file).to(device) for file, net in built.items()}
 
 
 def sample(labels: torch.Tensor, generator: generation.SampleGenerators) -> torch.Tensor:
     noise = generator.normal(*train_set.image_shape, device=device)
     denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, target=target, schedule=schedule)
-    return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps)
+    return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps, spacing="quadratic")
 
 
-about = {"sampler": "DPM-Solver++ 2M", "steps": args.steps, "guidance": args.guidance}
+about = {"sampler": "DPM-Solver++ 2M, quadratic", "steps": args.steps, "guidance": args.guidance}
 about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
 keep = generation.KeepConfident(nets[args.classifier], normalize) if args.classifier else None
 options = {name: getattr(args, name) for name in ("per_class", "folder", "batch_size", "seed", "rank", "world_size")}

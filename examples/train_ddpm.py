@@ -73,7 +73,7 @@ def sample(task: training.DiffusionTask, first: int | None = None) -> torch.Tens
     choices = {"guidance": args.guidance, "target": target, "schedule": schedule}
     denoise = diffusion.as_denoiser(task.model, labels[:first], **choices)
     watched = (lambda x, t: (path.append(x), denoise(x, t))[1]) if first == 1 else denoise
-    return diffusion.sample_ddim(watched, noise[:first], schedule, steps=3 if args.tiny else 31)
+    return diffusion.sample_ddim(watched, noise[:first], schedule, steps=3 if args.tiny else 31, spacing="quadratic")
 
 
 folder = Path(args.resume or args.folder or cifarkit.run_folder("ddpm"))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from cifarkit import commands
+from cifarkit import commands, data, training
 from cifarkit.commands import shared
 
 NAMES = ["train", "generate", "explain", "lr-find", "report", "doctor"]
@@ -67,6 +68,24 @@ def test_a_traceback_is_shown_on_request(here: Path) -> None:
         commands.main(["--traceback", "report", "absent"])
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (training.NonFiniteLossError("train_loss is nan\nafter step 3", 3), "train_loss is nan after step 3"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_run_that_breaks_down_ends_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(args: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(commands.train, "run", fail)
+    assert commands.main(["train"]) == 1
+    assert capsys.readouterr().err == f"error: {words}\n"
+
+
 def test_settings_of_another_kind_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared.write_settings(here, {"kind": "classifier"})
     assert commands.main(["generate", "."]) == 1
@@ -120,6 +139,83 @@ def test_settings_of_another_network_are_not_overwritten(here: Path) -> None:
     with pytest.raises(ValueError, match="holds a run of another network; give another --folder"):
         shared.write_settings(here, settings | {"network": {"depth": 3}})
     assert (here / "settings.json").read_bytes() == before
+
+
+DDPM = {"kind": "diffusion model", "network": {}, "classes": [], "image_shape": []}
+FLAGS = dict.fromkeys(shared._FLAGS, "") | {"data": "photos", "root": "data", "seed": 0, "val": 0.1, "tiny": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "others"), ("root", "else"), ("seed", 1), ("val", 0.2), ("tiny", True), ("size", 8), ("recipe", "x")],
+)
+def test_other_images_or_another_order_are_refused_where_a_run_would_go_on(here: Path, name: str, value: Any) -> None:
+    shared.write_settings(here, DDPM | {"flags": FLAGS})
+    changed = FLAGS | {name: value}
+    shared.write_settings(here, DDPM | {"flags": changed})  # nothing has been trained yet
+    (here / "last.pt").touch()
+    before = (here / "settings.json").read_bytes()
+    message = rf"holds a run of --{name} {value!r}, not .*; go on with the flags it had by --resume .*, or give another"
+    with pytest.raises(ValueError, match=message):
+        shared.write_settings(here, DDPM | {"flags": FLAGS})
+    assert (here / "settings.json").read_bytes() == before
+    shared.write_settings(here, DDPM | {"flags": changed | {"epochs": 9, "data": f"{changed['data']}/"}})
+
+
+def test_a_refused_command_leaves_the_run_as_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data.shapes(100).save(here / "own.npz")
+    command = ["train", "--tiny", "--data", "own.npz", "--folder", "run"]
+    assert commands.main(command) == 0
+    before = {path: path.read_bytes() for path in (here / "run").iterdir()}
+    assert commands.main([*command, "--seed", "1"]) == 1
+    assert "run holds a run of --seed 0, not 1; go on with the flags it had by --resume run" in capsys.readouterr().err
+    data.shapes(90, seed=3).save(here / "own.npz")  # which only the checkpoint can tell
+    assert commands.main(command) == 1
+    assert "the saved position has samples_in_dataset=" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (here / "run").iterdir()} == before
+
+
+def test_a_run_of_before_goes_on_without_a_size(here: Path) -> None:
+    shared.write_settings(here, DDPM | {"flags": FLAGS})
+    (here / "last.pt").touch()
+    assert shared.recorded_flags(shared.read_settings(here)).size is None
+    shared.write_settings(here, DDPM | {"flags": FLAGS | {"size": None}})
+
+
+def test_pictures_of_several_sizes_are_resized(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(40):
+        path = here / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + index % 3, 34), (6 * index, 0, 0)).save(path)
+    command = ["train", "--tiny", "--recipe", "ddpm", "--data", "photos", "--folder", "run"]
+    assert commands.main(command) == 1
+    assert "pass size= to resize all, or --size to a command" in capsys.readouterr().err
+    assert commands.main([*command, "--size", "30"]) == 1
+    words = "takes images whose sides are multiples of 4 pixels; those of --data photos have 30 x 30; resize them"
+    assert words in capsys.readouterr().err
+    assert not (here / "run").exists()
+    assert commands.main([*command, "--size", "16"]) == 0
+    assert shared.read_settings(here / "run")["flags"]["size"] == 16
+    assert shared.read_settings(here / "run")["image_shape"] == [3, 16, 16]
+    assert commands.main(["train", "--resume", "run"]) == 0
+    assert commands.main(["train", "--data", "shapes", "--size", "16"]) == 1
+    assert "--size 16 is for a folder of pictures; leave it out for --data shapes" in capsys.readouterr().err
+
+
+def test_a_diffusion_model_takes_grey_images(here: Path) -> None:
+    coloured = data.shapes(60)
+    data.ImageDataset(coloured.images[:, :1], coloured.labels, coloured.classes).save(here / "grey.npz")
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--data", "grey.npz", "--folder", "run"]) == 0
+    assert shared.read_settings(here / "run")["network"]["channels"] == 1
+    assert [*(here / "run" / "samples").glob("*.png")]
+    assert commands.main(["generate", "run", "--per-class", "1", "--steps", "2"]) == 0
+
+
+def test_images_the_diffusion_model_cannot_take_leave_no_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data.shapes(60, size=30).save(here / "own.npz")
+    assert commands.main(["train", "--recipe", "ddpm", "--data", "own.npz"]) == 1
+    assert "sides are multiples of 8 pixels; those of --data own.npz have 30 x 30" in capsys.readouterr().err
+    assert not (here / "runs").exists()
 
 
 def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,8 +278,6 @@ def test_the_doctor_warns_and_fails(here: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_files_and_folders_give_a_tenth_for_tests(here: Path) -> None:
-    from cifarkit import data
-
     data.shapes(100).save(here / "own.npz")
     args = commands.build_parser().parse_args(["train", "--data", "own.npz"])
     parts = [shared.load_images(args, train=train) for train in (True, False)]

@@ -392,7 +392,7 @@ def test_the_heart_of_the_code_is_an_evening_long() -> None:
     text = (DOCS / "reading.md").read_text(encoding="utf-8")
     files = re.findall(r"`((?:examples|cifarkit)/[\w/]+\.py)`", text)
     assert len(files) == 20
-    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files) <= 3_600
+    assert sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files) <= 3_700
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cifarkit").rglob("*.py")), ids=shown)

@@ -56,6 +56,12 @@ def test_resnets_reuse_their_relu() -> None:
     assert [finding.topic for finding in doctor.examine_model(resnet18())] == ["activations"]
 
 
+def test_speed_is_measured_on_images_with_the_channels_of_the_network() -> None:
+    grey = nn.Sequential(nn.Conv2d(1, 2, 3, 4), nn.Flatten(), nn.LazyLinear(3))
+    grey(torch.zeros(1, 1, 8, 8))
+    assert "by 1 updates of Sequential" in doctor.measure_speed(1, model=grey, image_size=8).text
+
+
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (finding,) = [item for item in doctor.examine_machine(tmp_path / "file") if item.topic == "folder"]

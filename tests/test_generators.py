@@ -84,7 +84,7 @@ def test_a_training_that_fails_is_no_stop(tmp_path: Path, shared: ModuleType) ->
 def test_what_decides_comes_first_and_the_longest_last(load: Any) -> None:
     rows = load("generators").rows(True)
     assert rows[:2] == ["train/ddpm", "train/peer"]
-    assert len(rows) == len({*rows}) == 33
+    assert len(rows) == len({*rows}) == 36
     assert max(map(rows.index, ("classifier/ddpm", "score/peer/ddim/20"))) < rows.index("train/dcgan-plain")
     assert all(row.endswith("/1000") for row in rows[-4:])
     assert not any("peer" in row for row in load("generators").rows(False))
@@ -131,12 +131,38 @@ def test_another_way_to_score_trains_nothing_anew(
     study = generators.Study(args, work)
     for row in ("train/ddpm", "score/ddpm/ddim/20"):
         shared.append(work, {"row": row, "study": study.settings_of(row)})
-    others = {"scored": {"classifier_steps": 7}, "trained": {"minutes": 7.0}}
+    shared.append(work, {"row": "train/dcgan-plain", "study": study.settings_of("train/dcgan-plain")})
+    others = {"scored": {"classifier_steps": 7}, "trained": {"minutes": 7.0}, "peer": {"peer_objective": "pred_v"}}
     others = {name: generators.Study(argparse.Namespace(**vars(args) | more), work) for name, more in others.items()}
-    assert [row["row"] for row in study.rows()] == ["train/ddpm", "score/ddpm/ddim/20"]
-    assert [row["row"] for row in others["scored"].rows()] == ["train/ddpm"]
-    assert others["trained"].rows() == []
-    assert others["scored"].folder == study.folder != others["trained"].folder
+    every = ["train/ddpm", "score/ddpm/ddim/20", "train/dcgan-plain"]
+    assert [row["row"] for row in study.rows()] == [row["row"] for row in others["peer"].rows()] == every
+    assert [row["row"] for row in others["scored"].rows()] == ["train/ddpm", "train/dcgan-plain"]
+    assert [row["row"] for row in others["trained"].rows()] == ["train/dcgan-plain"]
+    folders = {name: [item.folder(f"train/{part}") for part in ("ddpm", "peer")] for name, item in others.items()}
+    assert folders["scored"] == [study.folder("train/ddpm"), study.folder("train/peer")]
+    assert folders["trained"][0] != folders["scored"][0] == folders["peer"][0]
+    assert folders["peer"][1] != folders["scored"][1] != folders["trained"][1]
+
+
+def test_another_recipe_is_another_training(
+    tmp_path: Path, load: Any, shared: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generators = load("generators")
+    monkeypatch.setattr(sys, "argv", ["generators.py", "--tiny"])
+    before = generators.Study(generators.parse(), tmp_path / "work.jsonl")
+    monkeypatch.setattr(shared, "RECIPE", [*shared.RECIPE, "--lr", "0.001"])
+    after = generators.Study(generators.parse(), tmp_path / "work.jsonl")
+    assert before.folder("train/ddpm") != after.folder("train/ddpm")
+    assert before.folder("train/dcgan-plain") == after.folder("train/dcgan-plain")
+
+
+def test_a_model_that_predicts_something_else_is_refused(
+    tmp_path: Path, shared: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {"target": "noise", "schedule": "NoiseSchedule.cosine(1000)"}
+    monkeypatch.setattr(shared.cifarkit, "load_checkpoint", lambda path: {"config": {"task": task}})
+    with pytest.raises(SystemExit, match=r"last\.pt predicts noise on NoiseSchedule\.cosine\(1000\), not velocity on"):
+        shared.read_ddpm(tmp_path / "last.pt", 10, True)
 
 
 def score(row: str, frechet: float, images: int = 5000) -> dict[str, Any]:

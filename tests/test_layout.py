@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifarkit import ClassificationTask, ModelCheckpoint, Trainer, data, generation, lr_find, predict, seed_everything
 from cifarkit.attribution import attribute, completeness_error, deletion_curve
 from cifarkit.diffusion import as_denoiser
 from cifarkit.layout import EitherLayout, refuses_channels_last
+from cifarkit.training import ExponentialMovingAverage, StochasticWeightAveraging
 
 
 class LeNet(nn.Module):
@@ -67,6 +69,29 @@ def test_it_trains_as_by_a_plain_loop() -> None:
             plain.optimizers["model"].zero_grad()
             loss.backward()
             plain.optimizers["model"].step()
+    for found, expected in zip(task.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_its_averages_are_validated_too() -> None:
+    averages = [ExponentialMovingAverage(0.5), StochasticWeightAveraging(start=0.0)]
+    with pytest.warns(UserWarning, match="usual layout"):
+        run = trainer(callbacks=averages).fit(make_task(), data.Loader(IMAGES, 32), data.Loader(IMAGES, 32))
+    assert {"val_loss_ema", "val_loss_swa"} <= run.history[0].keys()
+
+
+def test_the_first_attempt_takes_back_no_draws_of_the_loader() -> None:
+    task, plain = make_task(), make_task()
+    loader = DataLoader(TensorDataset(FLOATS, IMAGES.labels), 32, shuffle=True)
+    seed_everything(1)
+    with pytest.warns(UserWarning, match="usual layout"):
+        trainer(max_epochs=1).fit(task, loader)
+    seed_everything(1)
+    plain.train()
+    for images, labels in loader:
+        plain.optimizers["model"].zero_grad()
+        nn.functional.cross_entropy(plain.model(images), labels).backward()  # type: ignore[no-untyped-call]
+        plain.optimizers["model"].step()
     for found, expected in zip(task.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -58,6 +58,15 @@ def test_curve_labels_never_overlap() -> None:
     assert 0 <= heights[0] <= heights[-1] <= 1
 
 
+def test_other_curves_take_the_colours_that_are_left() -> None:
+    rows = [{"epoch": e, **{f"{name}_acc": 0.9 for name in ("train", "val", "first", "second")}} for e in range(3)]
+    assert len({line.get_color() for line in plots.training_curves(rows).axes[0].lines}) == 4
+    many = [{f"{name}_acc": 0.5 for name in ("val_swa", *"abcdef")}]
+    colors = [line.get_color() for line in plots.training_curves(many).axes[0].lines]
+    assert len({*colors[:5]}) == 5
+    assert colors[0] not in colors[1:]
+
+
 @pytest.mark.parametrize(("rows", "message"), [([], "history is empty"), ([{"epoch": 0}], r"columns are \['epoch'\]")])
 def test_curves_refuse_nothing(rows: list[dict], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -75,6 +84,17 @@ def test_sweep_marks_the_suggestion_and_cuts_the_divergence() -> None:
     dots, line, *_ = axes.lines
     assert len(dots.get_xdata()) == len(line.get_xdata()) == 59
     assert not plots.lr_sweep(rates, losses).axes[0].texts
+
+
+def test_a_sweep_leaves_out_a_step_from_losses_and_line_together() -> None:
+    losses, smooth = [3.0, math.nan, 2.0, 1.0, 4.0], [3.0, 2.5, 2.0, math.inf, 3.5]
+    dots, line, *_ = plots.lr_sweep([0.125, 0.25, 0.5, 1, 2], losses, smooth=smooth).axes[0].lines
+    assert dots.get_xydata().tolist() == [[0.125, 3.0], [0.5, 2.0], [2, 4.0]]
+    assert line.get_xydata().tolist() == [[0.125, 3.0], [0.5, 2.0], [2, 3.5]]
+    with pytest.raises(ValueError, match=r"losses has 1 finite values where smooth is finite"):
+        plots.lr_sweep([0.1, 0.2], [1.0, math.nan], smooth=[1.0, 1.0])
+    with pytest.raises(ValueError, match=r"learning_rates \(2,\) and smooth \(1,\) must be two lists of one length"):
+        plots.lr_sweep([0.1, 0.2], [1.0, 1.0], smooth=[1.0])
 
 
 def test_smoothing_keeps_constants_and_length() -> None:
@@ -145,6 +165,15 @@ def test_confusion_rows_are_the_true_class_in_percent() -> None:
     assert [text.get_text() for text in axes.texts] == ["75", "25", "100"]
     assert axes.get_title(loc="left") == "Accuracy 80.0 % of 5 images"
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "written"), [(0, ["100"]), (1, ["99.9"]), (20, ["99.6", "0.4"]), (1000, ["80", "20"])]
+)
+def test_confusion_says_100_only_if_nothing_is_missing(wrong: int, written: list[str]) -> None:
+    predictions = (np.arange(5000) < wrong).astype(int)
+    axes = plots.confusion_matrix(predictions, np.zeros(5000, int), CLASSES).axes[0]
+    assert [text.get_text() for text in axes.texts] == written
 
 
 @pytest.mark.parametrize("share", [0, 1, 5, 10, 19, 21, 30, 50, 100])
@@ -250,6 +279,14 @@ def test_attention_states_its_scale() -> None:
     assert single[-4:-2] == ["mean of queries\nhead 1", "mean of queries\nhead 2"]
     assert "mean of 2 heads" not in single[-1]
     assert ("Outlined" in written[-1], "Outlined" in single[-1]) == (True, False)
+
+
+def test_attention_writes_large_shares_without_an_exponent() -> None:
+    weights = torch.zeros(2, 16, 16)
+    weights[0, :, 3], weights[1, :, 3] = 1.0, 0.994
+    written = texts(plots.attention_maps(PHOTOS, weights))
+    assert [text for text in written if "%" in text][:6] == ["0 %", "25 %", "100 %", "0 %", "25 %", "99 %"]
+    assert "100 % if all 1 cells" in texts(plots.attention_maps(PHOTOS, torch.ones(2, 1, 1)))[-1].replace("\n", " ")
 
 
 def test_attention_is_brightest_where_it_is_largest() -> None:

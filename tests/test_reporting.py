@@ -147,8 +147,33 @@ def test_damage_is_named(run: Path, file: str, content: bytes, words: str) -> No
 
 def test_values_that_are_no_numbers_are_left_out(run: Path) -> None:
     (run / "metrics.csv").write_text("epoch,val_loss,note\n0,nan,a\n1,0.5,b\n2,inf,c\n3,,d\n4,0.25,e\n")
-    (loss,) = [chart for chart in Page(report(run)).charts if chart["x"] == "epoch"]
+    made = Page(report(run))
+    (loss,) = [chart for chart in made.charts if chart["x"] == "epoch"]
     assert loss["lines"][0]["points"] == [[1.0, 0.5], [4.0, 0.25]]
+    assert "metrics.csv holds NaN or infinite values (2 in val_loss), which are left out" in made.text
+    assert "steps.csv" not in made.text
+
+
+def test_numbers_that_axes_cannot_hold_are_not_drawn(run: Path) -> None:
+    (run / "metrics.csv").write_text("epoch,val_loss\n0,2\n1,1e120\n2,1\n1e308,2\n-1e308,3\n")
+    (loss,) = [chart for chart in Page(report(run)).charts if chart["x"] == "epoch"]
+    assert loss["lines"][0]["points"] == [[0.0, 2.0], [2.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["val_acc", "val_acc_ema", "val_accuracy", "val_acc_top5", "val_acc1", "val_top5_acc"])
+def test_every_accuracy_is_in_per_cent_and_best_where_it_is_largest(run: Path, name: str) -> None:
+    (run / "metrics.csv").write_text(f"epoch,{name}\n0,0.5\n1,0.75\n2,0.25\n")
+    made = Page(report(run))
+    assert made.charts[0]["percent"]
+    assert f"best {name}75.00 % (epoch 1)" in made.text
+
+
+def test_a_loss_is_best_where_it_is_smallest(run: Path) -> None:
+    (run / "metrics.csv").write_text("epoch,val_loss_ema,val_accumulated\n0,2,1\n1,0.5,1\n2,1,1\n")
+    made = Page(report(run))
+    assert "best val_loss_ema0.5 (epoch 1)" in made.text
+    assert "best val_accumulated" not in made.text
+    assert not any(chart["percent"] for chart in made.charts)
 
 
 def test_runs_are_compared(tmp_path: Path) -> None:
@@ -159,6 +184,23 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     assert [line["name"] for line in made.charts[0]["lines"]] == ["a/run: train_loss", "b/run: train_loss"]
     assert made.text.index("optimizers.model.groups.0.lr") < made.text.index("Settings that are the same")
     assert made.text.index("networks.model.class") > made.text.index("Settings that are the same")
+
+
+def test_averaged_weights_of_compared_runs_have_a_pattern_of_their_own(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a", "b")]
+    for run in runs:
+        (run / "metrics.csv").write_text("epoch,train_acc,val_acc,val_acc_ema,val_acc_swa\n0,1,2,3,4\n1,1,2,3,4\n")
+    (accuracy, *_) = charts.metric_charts([read_run(run) for run in runs], "epoch")
+    looks = [line.look for line in accuracy.lines]
+    assert looks[:4] == ["color-0 dashed", "color-0", "color-0 dotted", "color-0 mixed"]
+    assert len({*looks}) == 8
+    drawn, style = charts.draw_chart(accuracy, 0), Path(page.__file__).with_name("page.css").read_text()
+    for dash in ("dashed", "dotted", "mixed"):
+        assert drawn.count(f'{dash}"') == 4  # the line and its legend, of two runs
+        assert f".{dash} {{ stroke-dasharray" in style
+        assert f".swatch.{dash} {{" in style
+    (alone, *_) = charts.metric_charts([read_run(runs[0])], "epoch")
+    assert [line.look for line in alone.lines] == [f"color-{index}" for index in range(4)]
 
 
 def test_pictures_find_their_section(run: Path) -> None:

@@ -109,6 +109,51 @@ def test_the_exported_program_agrees(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(program(images(count)), network.eval()(images(count)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_network_of_another_precision_is_exported_in_fp32_and_stays_as_it_is(
+    tmp_path: Path, dtype: torch.dtype, suffix: str
+) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+    network = small_net().to(dtype)
+    before = {name: (value, value.clone()) for name, value in network.state_dict(keep_vars=True).items()}
+    found: list[torch.Tensor] = []
+    sharing.export_model(network, images(), tmp_path / f"net{suffix}", check=lambda one, _: found.append(one))
+    for name, value in network.state_dict(keep_vars=True).items():
+        assert value is before[name][0]
+        assert torch.equal(value, before[name][1])
+    assert all(part.training for part in network.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], network.float().eval()(images()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning", "ignore:The tensor attribute")
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_is_computed_from_others_is_no_obstacle(tmp_path: Path, normalize: Any) -> None:
+    network = nn.Sequential(normalize(nn.Conv2d(3, 2, 3)), nn.Flatten()).bfloat16()
+    network(images().bfloat16())
+    program = torch.export.load(sharing.export_model(network, images(), tmp_path / "net.pt2")).module()
+    torch.testing.assert_close(program(images()), network.float().eval()(images()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_network_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
+    network = small_net()
+    network.lines = (line for line in "ab")
+    with pytest.raises(ValueError, match="SpeedNet cannot be copied to export it: cannot pickle 'generator' object"):
+        sharing.export_model(network, images(), tmp_path / "net.pt2")
+
+
+def test_weights_in_fp32_are_not_copied_for_the_export() -> None:
+    network = small_net()
+    twin = sharing._copy_in_fp32(network)
+    pairs = zip(network.state_dict().values(), twin.state_dict().values(), strict=True)
+    assert all(one.data_ptr() == other.data_ptr() for one, other in pairs)
+    assert not twin.training
+    assert network.training
+
+
 @pytest.mark.parametrize("name", ["speednet", GRAPH])
 def test_the_onnx_model_agrees(tmp_path: Path, name: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarkit.attribution.scoring import check_max_batch
+from cifarkit.attribution.scoring import bring_to, check_max_batch
 from cifarkit.inference import evaluation_mode
 
 Explain = Callable[[nn.Module, Tensor, Tensor], Tensor]  # model, images (B, C, H, W), targets (B,) -> maps
@@ -30,8 +30,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def explainer(method: str | Explain, max_batch: int | None, seed: int, options: dict[str, Any]) -> Explain:
+def explainer(
+    method: str | Explain, max_batch: int | None, seed: int, options: dict[str, Any]
+) -> Callable[..., Tensor]:
     """Return (model, images, targets) -> maps for a name of METHODS, or for a function of that kind.
+
+    What a name stands for takes further options by keyword, which go before those given here.
 
     Raises:
         TypeError: if method is neither, or options come with a function.
@@ -40,8 +44,8 @@ def explainer(method: str | Explain, max_batch: int | None, seed: int, options: 
     if isinstance(method, str):
         from cifarkit.attribution.methods import attribute
 
-        return lambda model, images, targets: attribute(
-            model, images, targets, method, max_batch=max_batch, seed=seed, **options
+        return lambda model, images, targets, **more: attribute(
+            model, images, targets, method, max_batch=max_batch, seed=seed, **options | more
         )
     if not callable(method) or isinstance(method, type):
         raise TypeError(f"method={method!r}; give a name of METHODS, or a function of (model, images, targets)")
@@ -50,7 +54,8 @@ def explainer(method: str | Explain, max_batch: int | None, seed: int, options: 
 
     def explain(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         with torch.enable_grad():
-            parts = [method(model, *pair) for pair in zip(*_split(images, targets, max_batch), strict=True)]
+            pairs = zip(*_split(bring_to(model, images), targets, max_batch), strict=True)
+            parts = [method(model, *pair) for pair in pairs]
         return torch.cat([part.detach() for part in parts])
 
     return explain

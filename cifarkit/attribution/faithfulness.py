@@ -17,6 +17,7 @@ from cifarkit.attribution.scoring import (
     class_scores,
 )
 from cifarkit.checks import check_integer
+from cifarkit.inference import predict
 
 _STEPS = 32
 _TIES = 0  # seeds the order of equal pixels
@@ -37,7 +38,8 @@ def completeness_error(
     Args:
         model, images, targets: as for ``attribute``; None asks about the predicted class.
         attributions: (B, C, H, W).
-        baselines: those the attributions were made with: "mean", "blur", a number or a tensor; None is zero.
+        baselines: those the attributions were made with: "mean", "blur", a number or a tensor; None is zero. A tensor
+            (B, C, H, W) has one for each image; a pool to draw from, as gradient_shap takes it, is not meant.
         relative: divide by the size of that change: 0.01 is one per cent. False leaves the error in logits.
         max_batch: images at a time.
     Returns:
@@ -53,7 +55,38 @@ def completeness_error(
     both = torch.cat([images, start])
     batches = zip(torch.split(both, size), torch.split(classes.repeat(2), size), strict=True)
     at_image, at_start = class_scores(model, batches, images, count=len(both), probability=False).double().chunk(2)
-    change = at_image - at_start
+    return _missed(maps, at_image - at_start, relative=relative)
+
+
+def pool_completeness_error(
+    model: nn.Module,
+    images: Tensor,
+    targets: int | Tensor | None,
+    attributions: Tensor,
+    pool: Tensor,
+    *,
+    max_batch: int | None = None,
+) -> Tensor:
+    """Return by how much attributions miss the change of the class logit from its mean over a pool of baselines.
+
+    So they are meant to add up where each sample draws its baseline from the pool, as in gradient_shap. The logit of
+    the mean baseline is another.
+
+    Args:
+        model, images, targets, attributions, max_batch: as for :func:`completeness_error`.
+        pool: (M, C, H, W).
+    Returns:
+        The error as a share of that change, as there.
+    """
+    images, size = check_images(images), check_max_batch(max_batch)
+    maps = check_attributions(attributions, images, per_channel=True)
+    classes = check_targets(model, images, targets, size)
+    at_images, at_pool = (predict(model, part, batch_size=size, precision="fp32").double() for part in (images, pool))
+    change = (at_images - at_pool.mean(0)).gather(1, classes[:, None])[:, 0]
+    return _missed(maps, change, relative=True)
+
+
+def _missed(maps: Tensor, change: Tensor, *, relative: bool) -> Tensor:
     missed = (maps.double().sum((1, 2, 3)) - change).abs()
     if relative:
         missed = torch.where(missed == 0, missed, missed / change.abs())

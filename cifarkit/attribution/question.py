@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.attribution.ranges import check_range
-from cifarkit.attribution.scoring import baseline_images, check_class_numbers, check_images, first_logits
-from cifarkit.inference import device_of, frozen_copy
+from cifarkit.attribution.scoring import baseline_images, bring_to, check_class_numbers, check_images, first_logits
+from cifarkit.inference import frozen_copy
 from cifarkit.layout import EitherLayout
 from cifarkit.seeding import RngState
 
@@ -97,8 +97,7 @@ def ask(model: nn.Module, images: Any, targets: Any, max_batch: int, seed: int) 
     """
     given = check_images(images)
     check_range(given)
-    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), given.dtype)
-    given = given.to(device_of(model), dtype).clone()  # a tensor of inference mode can take no gradient, its clone can
+    given = bring_to(model, given).clone()  # a tensor of inference mode can take no gradient, its clone can
     with torch.no_grad():
         count = _count_classes(model, given[:1], seed)
         if targets is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cifarkit.attribution.explaining import Explain, explainer, method_name
 from cifarkit.attribution.ranks import rank_correlation
 from cifarkit.attribution.scoring import (
+    bring_to,
     check_attributions,
     check_images,
     check_max_batch,
@@ -108,13 +109,13 @@ def randomization_check(
     images, size = check_images(images), check_max_batch(max_batch)
     stages = None if stages is None else check_integer("stages", stages, 1)
     limit, seed = check_number("limit", limit, 0, 1, above=True), check_integer("seed", seed)
-    explain = explainer(method, max_batch, seed, dict(options))
+    explain = explainer(method, max_batch, seed, _by_name(model, options))
     classes = check_targets(model, images, targets, size)
     subject = copy.deepcopy(model).eval()  # explained before, too, so that nothing is left in the model itself
     shown, asked = images.to(device_of(subject)), classes.to(device_of(subject))
     trained = check_attributions(explain(subject, shown, asked), images)
     signed, absolute, names = [], [], []
-    for stage in _stages(_layers(subject, shown[:1]), stages):
+    for stage in _stages(_layers(subject, bring_to(subject, shown[:1])), stages):
         for index, (_, layer) in stage:
             _make_random(layer, seed + index)
         now = check_attributions(explain(subject, shown, asked), images)
@@ -122,6 +123,13 @@ def randomization_check(
         signed.append(_compare(trained.sum(1), now.sum(1)))
         absolute.append(_compare(trained.abs().sum(1), now.abs().sum(1)))
     return RandomizationCheck(method_name(method), tuple(names), torch.stack(signed), torch.stack(absolute), limit)
+
+
+def _by_name(model: nn.Module, options: dict[str, object]) -> dict[str, object]:
+    """Return options with the names of modules instead of the modules, which a copy of the model does not have."""
+    names: dict[object, str] = {part: name for name, part in model.named_modules()}
+    named = {key: names.get(value) for key, value in options.items() if isinstance(value, nn.Module)}
+    return options | {key: name for key, name in named.items() if name}
 
 
 def _compare(trained: Tensor, now: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from cifarkit.attribution.explaining import Explain, explainer, undisturbed
+from cifarkit.attribution.question import compute_logits
 from cifarkit.attribution.scoring import (
     baseline_images,
+    bring_to,
     check_attributions,
     check_images,
     check_max_batch,
@@ -56,11 +60,15 @@ def infidelity(
     start = baseline_images(0.0 if baselines is None else baselines, images, "baselines")
     classes, device, found = check_targets(model, images, targets, size), device_of(model), []
     tensors = (images, maps.to(images), start, classes)
+
+    def logits_of(shown: Tensor) -> Tensor:
+        return compute_logits(model, bring_to(model, shown))
+
     with undisturbed(model), torch.no_grad():
         for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
             part, own, empty, asked = (tensor.to(device).contiguous() for tensor in parts)
             value = captum_infidelity(
-                model,
+                logits_of,
                 _Disturbance(len(part), seed, noise).removed,
                 part,
                 own,
@@ -70,7 +78,7 @@ def infidelity(
                 max_examples_per_batch=_batch_for_captum(size, len(part), samples),
                 normalize=normalize,
             )
-            found.append(value.cpu())
+            found.append(value.float().cpu())
     return torch.cat(found)
 
 
@@ -90,7 +98,8 @@ def sensitivity(
 
     Args:
         model, images, targets: as for ``attribute``; None asks about the class predicted for the undisturbed image.
-        method: a name of METHODS, with its options, or a function (model, images, targets) -> maps.
+        method: a name of METHODS, with its options, or a function (model, images, targets) -> maps. Disturbed copies
+            of an image keep the baseline it has in a tensor (B, C, H, W).
         radius: each value is changed by at most this, in the units of the model's input.
         disturbed: copies of each image with other disturbances, of which the worst counts.
         max_batch, seed: images at a time; of the disturbances, and of the method.
@@ -104,15 +113,17 @@ def sensitivity(
     radius = check_number("radius", radius, 0, above=True)
     explain = explainer(method, max_batch, seed, dict(options))
     classes, device, found = check_targets(model, images, targets, size), device_of(model), []
+    tensors = (images, classes, *_own_baselines(method, images, options))
 
-    def maps_of(given: Tensor | tuple[Tensor], target: Tensor) -> Tensor | tuple[Tensor]:
+    def maps_of(given: Any, target: Tensor, **own: Any) -> Tensor | tuple[Tensor]:
         shown = given[0] if isinstance(given, tuple) else given
+        own = {name: value[0] if isinstance(value, tuple) else value for name, value in own.items()}
         every = target.expand(len(shown)) if len(target) == 1 else target  # Captum repeats a single one for nobody
-        maps = check_attributions(explain(model, shown, every), shown).to(shown).contiguous()
+        maps = check_attributions(explain(model, shown, every, **own), shown).to(shown).contiguous()
         return (maps,) if isinstance(given, tuple) else maps  # Captum expects back what it gives
 
     with undisturbed(model):
-        for part, asked in zip(torch.split(images, size), torch.split(classes, size), strict=True):
+        for part, asked, *own in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
             value = sensitivity_max(
                 maps_of,
                 part.to(device),
@@ -121,9 +132,18 @@ def sensitivity(
                 n_perturb_samples=disturbed,
                 max_examples_per_batch=_batch_for_captum(size, len(part), disturbed),
                 target=asked.to(device),
+                **({"baselines": own[0].to(device)} if own else {}),  # which Captum repeats with the images
             )
-            found.append(value.cpu())
+            found.append(value.float().cpu())
     return torch.cat(found)
+
+
+def _own_baselines(method: str | Explain, images: Tensor, options: dict[str, object]) -> list[Tensor]:
+    """Return baselines (B, C, H, W) alone if each image has one of its own, or else nothing."""
+    baselines = options.get("baselines")
+    if method == "gradient_shap" or not isinstance(baselines, Tensor) or baselines.dim() != 4:
+        return []  # a 4D tensor for gradient_shap is a pool, for all images
+    return [baseline_images(baselines, images, "baselines")]
 
 
 def _batch_for_captum(size: int, images: int, samples: int) -> int:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.attribution.scoring import check_images, check_max_batch, check_model
+from cifarkit.attribution.scoring import bring_to, check_images, check_max_batch, check_model
 from cifarkit.checks import check_integer, check_number
-from cifarkit.inference import device_of, evaluation_mode
+from cifarkit.inference import evaluation_mode
 
 _ROUNDING = 0.02  # by which rows of weights in bf16 may miss a sum of 1
 
@@ -81,9 +81,8 @@ def attention_rollout(
         )
     if getattr(getattr(model, "head", None), "pool", "mean") == "max":
         warnings.warn("the model's head takes the maximum over the nodes, but rollout follows their mean", stacklevel=2)
-    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
     with evaluation_mode(model), torch.no_grad():
-        parts = (attention(part.to(device_of(model), dtype)) for part in torch.split(images, size))
+        parts = (attention(bring_to(model, part)) for part in torch.split(images, size))
         shares = torch.cat([rollout(_as_layers(part), residual=residual) for part in parts])
     if len(shares) != len(images):
         raise ValueError(f"attention_maps gave weights for {len(shares)} images; it got {len(images)}")

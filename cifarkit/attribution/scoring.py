@@ -47,10 +47,16 @@ def check_targets(model: nn.Module, images: Tensor, targets: Any, max_batch: int
     """
     check_model(model)
     with evaluation_mode(model), torch.no_grad():  # not by predict, which takes for granted what is checked here
-        count = first_logits(model, images[:1].to(device_of(model))).shape[1]
+        count = first_logits(model, bring_to(model, images[:1])).shape[1]
     if targets is not None:
         return check_class_numbers(targets, len(images), count)
     return predict(model, images, batch_size=max_batch, precision="fp32").argmax(1)
+
+
+def bring_to(model: nn.Module, images: Tensor) -> Tensor:
+    """Bring images to the device of a model, and to the dtype of its first weight of floating point."""
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
+    return images.to(device_of(model), dtype)
 
 
 def check_model(model: Any) -> None:
@@ -190,7 +196,7 @@ def class_scores(
     with evaluation_mode(model), inference_autocast(precision, device):
         network = EitherLayout(frozen_copy(model, images, count))
         for batch, targets in batches:
-            logits = network(batch.to(device)).float()
+            logits = network(bring_to(model, batch)).float()
             scores = logits.softmax(1) if probability else logits
             found.append(scores.gather(1, targets.to(device)[:, None])[:, 0].cpu())
     return torch.cat(found)

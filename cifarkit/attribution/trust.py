@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cifarkit.attribution.faithfulness import completeness_error, deletion_curve, insertion_curve
+from cifarkit.attribution.faithfulness import (
+    completeness_error,
+    deletion_curve,
+    insertion_curve,
+    pool_completeness_error,
+)
 from cifarkit.attribution.randomization import randomization_check
 from cifarkit.attribution.robustness import infidelity, sensitivity
 from cifarkit.checks import check_integer
@@ -25,9 +30,10 @@ class Trust:
     Attributes:
         method: that made the maps.
         completeness: share by which their sums miss the change of the logit; only for maps that are meant to add up.
-            Infinite where the logit does not change.
+            Infinite where the logit does not change. The logits of a pool of baselines count with their mean.
         deletion, insertion: areas under the curves, the first best small, the second large.
-        infidelity: of the best scaled map, as a share of that of a map that foretells nothing.
+        infidelity: of the best scaled map, as a share of that of a map that foretells nothing. The mean image stands
+            for a pool of baselines, out of which gradient_shap draws.
         sensitivity: largest relative change of a map when the image changes a little.
         kept, kept_absolute: rank correlation of maps with those of random weights, with sign and without; NaN if no map
             could be compared.
@@ -106,18 +112,19 @@ def trust(
         TypeError, ValueError: if an argument does not fit.
     """
     disturbed = check_integer("disturbed", disturbed, 0)
-    start = options.get("baselines")
-    if method == "gradient_shap" and isinstance(start, Tensor) and start.dim() == 4:
-        start = start.mean(0)  # of the images it draws from
-    request, maps, adds_up = (model, images, targets), attributions, method in ADD_UP
+    request, maps = (model, images, targets), attributions
+    start: Any = options.get("baselines")
+    pooled = method == "gradient_shap" and isinstance(start, Tensor) and start.dim() == 4
+    sums_off: Callable[..., Tensor] = pool_completeness_error if pooled else completeness_error
     figures = Trust(
         method,
-        completeness_error(*request, maps, start, max_batch=max_batch).mean().item() if adds_up else None,
+        sums_off(*request, maps, start, max_batch=max_batch).mean().item() if method in ADD_UP else None,
         deletion_curve(*request, maps, steps=curve_steps, max_batch=max_batch).area,
         insertion_curve(*request, maps, steps=curve_steps, max_batch=max_batch).area,
     )
     if not disturbed:
         return figures
+    start = start.mean(0) if pooled else start
     missed, changes = (
         infidelity(*request, foretold, start, normalize=True, max_batch=max_batch, seed=seed)
         for foretold in (maps, torch.zeros_like(maps))

@@ -54,13 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = chosen.run(chosen)
         return code
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
         if chosen.traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_words_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _words_of(error: BaseException) -> str:
+    """Return the message of an error; PyTorch's may have many lines, and Python's of a full memory has none."""
+    words = " ".join(str(error).split()) if isinstance(error, RuntimeError) else str(error)
+    return words or type(error).__name__
 
 
 def _hint(given: Sequence[str]) -> str | None:

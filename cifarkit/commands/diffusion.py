@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cifarkit import training, transforms
-from cifarkit.commands.shared import flags_of, own_part, write_settings
+from cifarkit.commands.shared import SettingsWriter, flags_of, own_part, recorded_flags
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.training import schedules
 
+if TYPE_CHECKING:
+    from cifarkit.models.unet import UNet
 
-def build_network(settings: dict[str, Any]) -> torch.nn.Module:
+
+def build_network(settings: dict[str, Any]) -> UNet:
     """Build the U-Net that the settings of a run describe."""
     from cifarkit.models.unet import UNet
 
     return UNet(**settings["network"])
 
 
-def fit(
-    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
-) -> training.Run:
-    """Train with a moving average, whose samples are drawn as the run goes."""
-    from cifarkit.diffusion import NoiseSchedule
-    from cifarkit.training.tasks.diffusion import DiffusionTask
-
+def describe(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
+    """Return the settings of a run, or raise ValueError if the network cannot take the images."""
     shape = {"base_channels": 8, "multipliers": [1, 1]} if args.tiny else {"base_channels": args.base_channels}
+    channels, *sides = train_set.image_shape
+    if channels != 3:  # of three, runs of before say nothing either
+        shape["channels"] = channels
     settings: dict[str, Any] = {
         "kind": "diffusion model",
         "network": {"num_classes": train_set.num_classes, "patch": 2, **shape},
@@ -36,7 +37,24 @@ def fit(
         "image_shape": list(train_set.image_shape),
         "flags": flags_of(args),
     }
-    write_settings(folder, settings)
+    with torch.device("meta"):  # for a look only
+        multiple = build_network(settings).multiple
+    if any(side % multiple for side in sides):
+        raise ValueError(
+            f"--recipe ddpm takes images whose sides are multiples of {multiple} pixels; those of --data {args.data} "
+            f"have {sides[0]} x {sides[1]}; resize them, the pictures of a folder by --size"
+        )
+    return settings
+
+
+def fit(
+    settings: dict[str, Any], train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
+) -> training.Run:
+    """Train with a moving average, whose samples are drawn as the run goes."""
+    from cifarkit.diffusion import NoiseSchedule
+    from cifarkit.training.tasks.diffusion import DiffusionTask
+
+    args = recorded_flags(settings)
     to_signed = transforms.Normalize(0.5, 0.5)  # to [-1, 1]
     augment = transforms.Compose([transforms.RandomHorizontalFlip(), to_signed])
     part = own_part()
@@ -55,7 +73,7 @@ def fit(
             _sample_grid(train_set, folder, max(1, epochs // 10), average, 2 if args.tiny else 31),
             training.ModelCheckpoint(folder, every_n_steps=500),
         ],
-        loggers=[training.CSVLogger(folder)],
+        loggers=[SettingsWriter(folder, settings), training.CSVLogger(folder)],
     )
     return trainer.fit(task, loader, Loader(val_set, 500, transform=to_signed, **part), resume=resume)
 

@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
     def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
         noise = generator.normal(*settings["image_shape"], device=device)
         denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, schedule=schedule)
-        return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps)
+        return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps, spacing="quadratic")
 
-    about = {"sampler": "DPM-Solver++ 2M", "steps": args.steps, "guidance": args.guidance}
+    about = {"sampler": "DPM-Solver++ 2M, quadratic", "steps": args.steps, "guidance": args.guidance}
     about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
     folder = Path(args.folder or Path(args.run_folder) / "generated")
     choices = {"per_class": args.per_class, "batch_size": args.batch_size, "seed": args.seed}

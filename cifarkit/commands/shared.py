@@ -11,7 +11,7 @@ from torch import nn
 
 from cifarkit import data, transforms
 from cifarkit.files import read_file, shown, write_atomically
-from cifarkit.training import distributed
+from cifarkit.training import Logger, Run, distributed
 
 _SETTINGS = "settings.json"
 _OFFICIAL = ("shapes", "cifar10", "cifar100")
@@ -20,6 +20,8 @@ _NEEDED = {  # what `train` notes of each kind of network
     "diffusion model": ("network", "classes", "image_shape", "flags"),
 }
 _FLAGS = ("data", "root", "download", "seed", "tiny", "recipe", "val", "epochs", "base_channels")
+_LATER_FLAGS = {"size": None}  # which runs of before did not note
+_KEPT_FLAGS = ("data", "root", "size", "seed", "val", "tiny", "recipe")  # of images and their order: a run keeps them
 _LARGEST = 10_000_000  # bytes of settings
 TINY = 600  # images of --tiny
 
@@ -29,6 +31,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
     flag("--root", default="data", help="where CIFAR lies (default: data)")
+    flag("--size", type=int, help="pixels of a side, to resize the pictures of a folder to")
     flag("--download", action="store_true", help="fetch CIFAR if it is not there")
     flag("--seed", type=int, default=0)
     flag("--tiny", action="store_true", help="a few seconds, to see that it works")
@@ -36,6 +39,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
     """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own."""
+    if args.size is not None and (args.data in _OFFICIAL or Path(args.data).is_file()):
+        raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
     if args.data == "shapes":
         count = TINY if args.tiny else 20_000 if train else 2_000
         return data.shapes(count, seed=0 if train else 1)
@@ -46,7 +51,7 @@ def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
         path = Path(args.data)
         if not path.exists():
             raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(_OFFICIAL)}")
-        whole = data.load_npz(path) if path.is_file() else data.image_folder(path)
+        whole = data.load_npz(path) if path.is_file() else data.image_folder(path, size=args.size)
         images = whole.split(0.9, 0.1, seed=0)[0 if train else 1]
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
@@ -56,18 +61,49 @@ def own_part() -> dict[str, Any]:
     return {"rank": distributed.rank(), "world_size": distributed.world_size()}
 
 
+def require_same_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ValueError if the folder holds a run of other settings, which would be lost.
+
+    Of a run without a checkpoint to go on from only the network has to be the same.
+    """
+    if not (folder / _SETTINGS).exists():
+        return
+    old = read_settings(folder)
+    if any(old[name] != settings[name] for name in ("kind", "network", "classes")):
+        raise ValueError(f"{shown(folder)} holds a run of another network; give another --folder")
+    for name in _KEPT_FLAGS if any(folder.glob("*.pt")) else ():
+        there, here = (_LATER_FLAGS | given["flags"] for given in (old, settings))
+        if _plain(there[name]) != _plain(here[name]):
+            raise ValueError(
+                f"{shown(folder)} holds a run of --{name} {there[name]!r}, not {here[name]!r}; go on with the flags it "
+                f"had by --resume {shown(folder)}, or give another --folder"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return a flag so that photos and photos/ are the same."""
+    return Path(value) if isinstance(value, str) else value
+
+
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Note in the run folder what the other commands need to build its network anew; of several processes rank 0.
 
     Raises:
-        ValueError: if the folder holds a run of another network, whose settings would be lost.
+        ValueError: if the folder holds another run, see :func:`require_same_run`.
     """
-    if (folder / _SETTINGS).exists():
-        old = read_settings(folder)
-        if any(old[name] != settings[name] for name in ("kind", "network", "classes")):
-            raise ValueError(f"{shown(folder)} holds a run of another network; give another --folder")
+    require_same_run(folder, settings)
     if distributed.rank() == 0:
         write_atomically(f"{json.dumps(settings, indent=2)}\n".encode(), folder / _SETTINGS)
+
+
+class SettingsWriter(Logger):
+    """Write the settings of a run as soon as it has taken up its checkpoint, if there is one: it might be refused."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+
+    def start(self, run: Run) -> None:
+        write_settings(self.folder, self.settings)
 
 
 def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -108,7 +144,7 @@ def flags_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def recorded_flags(settings: dict[str, Any]) -> argparse.Namespace:
     """Return the flags that a run was started with."""
-    return argparse.Namespace(**settings["flags"])
+    return argparse.Namespace(**(_LATER_FLAGS | settings["flags"]))
 
 
 def normalization(settings: dict[str, Any]) -> transforms.Normalize:

@@ -16,16 +16,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from cifarkit import plots, predict, recipes, reporting, training, transforms
+from cifarkit import plots, predict, recipes, reporting, training
 from cifarkit.commands import diffusion
 from cifarkit.commands.shared import (
+    SettingsWriter,
     add_data_flags,
     flags_of,
     load_images,
+    normalization,
     own_part,
     read_settings,
     recorded_flags,
-    write_settings,
+    require_same_run,
 )
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.seeding import seed_everything
@@ -53,10 +55,14 @@ def run(args: argparse.Namespace) -> int:
     seed_everything(args.seed)
     whole = load_images(args, train=True)
     train_set, val_set = whole.split(1 - args.val, args.val)
+    describe, fit = (
+        (diffusion.describe, diffusion.fit) if args.recipe == "ddpm" else (describe_classifier, fit_classifier)
+    )
+    settings = describe(args, train_set)  # before a folder is made, as it may refuse the images
     kind = "tiny" if args.tiny and args.recipe != "ddpm" else args.recipe  # no recipe takes minutes then
     folder = Path(folder or training.run_folder(args.name or f"{Path(args.data).stem}-{kind}"))
-    fit = diffusion.fit if args.recipe == "ddpm" else fit_classifier
-    result = fit(args, train_set, val_set, folder, resume)
+    require_same_run(folder, settings)
+    result = fit(settings, train_set, val_set, folder, resume)
     if training.distributed.rank():
         return 0
     page = reporting.report(folder)
@@ -66,13 +72,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def fit_classifier(
-    args: argparse.Namespace, train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
-) -> training.Run:
-    """Train by a recipe, and draw confusions and mistakes among the images held out."""
-    recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
-    mean, std = train_set.mean_std()
-    settings = {
+def describe_classifier(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
+    """Return the settings of a run that trains by a recipe."""
+    recipe, (mean, std) = _recipe(args), train_set.mean_std()
+    return {
         "kind": "classifier",
         "network": {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth},
         "classes": list(train_set.classes),
@@ -82,11 +85,22 @@ def fit_classifier(
         "recipe": dataclasses.asdict(recipe),
         "flags": flags_of(args),
     }
-    write_settings(folder, settings)
-    normalize = transforms.Normalize(mean, std)
+
+
+def _recipe(args: argparse.Namespace) -> recipes.SpeedRecipe:
+    return recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
+
+
+def fit_classifier(
+    settings: dict[str, Any], train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
+) -> training.Run:
+    """Train by a recipe, and draw confusions and mistakes among the images held out."""
+    args, normalize = recorded_flags(settings), normalization(settings)
+    recipe = _recipe(args)
     task = recipe.task(train_set)
     callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200)]
-    trainer = recipe.trainer(callbacks=callbacks, loggers=[training.CSVLogger(folder)])
+    loggers = [SettingsWriter(folder, settings), training.CSVLogger(folder)]
+    trainer = recipe.trainer(callbacks=callbacks, loggers=loggers)
     loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
     if resume == "auto" and not (folder / "last.pt").exists():
         seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)

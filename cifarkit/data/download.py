@@ -71,16 +71,18 @@ def download(
     with _locked(path.parent):
         job.remove_links()
         if not path.exists() or job.expected.problem(path) is not None:
-            _try_mirrors(job, addresses, attempts, backoff_seconds)
+            if not job.is_whole:
+                _try_mirrors(job, addresses, attempts, backoff_seconds)
+            job.finish()
     return path
 
 
 class _MirrorError(Exception):
-    """An attempt that failed at the other end, and whether the same address deserves another one."""
+    """An attempt that failed at the other end; whether the same address deserves another one, and from the start."""
 
-    def __init__(self, reason: str, *, again: bool) -> None:
+    def __init__(self, reason: str, *, again: bool, anew: bool = False) -> None:
         super().__init__(reason)
-        self.again = again
+        self.again, self.anew = again, anew
 
 
 def _try_mirrors(job: _Job, addresses: Sequence[str], attempts: int, backoff_seconds: float) -> None:
@@ -88,7 +90,6 @@ def _try_mirrors(job: _Job, addresses: Sequence[str], attempts: int, backoff_sec
     for url in addresses:
         fault = _try_mirror(job, url, attempts, backoff_seconds)
         if fault is None:
-            job.finish()
             return
         lines.append(f"  {url}: {fault}")
     lines.append(f"Fetch it by hand and put it at {job.path}{job.expected}.")
@@ -99,7 +100,8 @@ def _try_mirrors(job: _Job, addresses: Sequence[str], attempts: int, backoff_sec
 
 def _try_mirror(job: _Job, url: str, attempts: int, backoff_seconds: float) -> _MirrorError | None:
     """Fetch into the partial file until it is whole, or return the last fault."""
-    failed, furthest = 0, job.position
+    job.resumable_origin(url)  # drops a part of another file, whose length is none to get beyond
+    failed, furthest, restarted = 0, job.position, False
     while True:
         start = job.position
         try:
@@ -108,9 +110,11 @@ def _try_mirror(job: _Job, url: str, attempts: int, backoff_seconds: float) -> _
             if problem is None:
                 return None
             job.discard()  # when continued, it may mix two versions: fetch it once from the start
-            fault = _MirrorError(f"sent a damaged file, {problem}", again=start > 0)
+            fault = _MirrorError(f"sent a damaged file, {problem}", again=start > 0, anew=True)
         except _MirrorError as error:
             fault = error
+        if fault.anew and not restarted:  # once, or a mirror that sends other bytes each time would never end
+            furthest, restarted = 0, True
         failed = 0 if job.position >= furthest + _PROGRESS else failed + 1
         furthest = max(furthest, job.position)
         if not fault.again or failed >= attempts:
@@ -130,6 +134,12 @@ class _Job:
     def position(self) -> int:
         """Bytes that have arrived."""
         return self.part.stat().st_size if self.part.exists() else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the partial file is known to be the file, as after a kill just before it got its name."""
+        has_checksum = self.expected.md5 is not None or self.expected.sha256 is not None
+        return has_checksum and self.expected.problem(self.part) is None
 
     @property
     def origin_file(self) -> Path:
@@ -155,7 +165,7 @@ class _Job:
 
     def fetch(self, url: str) -> None:
         """Append to the partial file, or start it anew, until the server has sent everything."""
-        origin = self._resumable_origin(url)
+        origin = self.resumable_origin(url)
         start = self.position
         headers = {"User-Agent": "cifarkit", "Accept-Encoding": "identity"}
         if start:
@@ -171,14 +181,14 @@ class _Job:
             version = _version(response)
             if resumed and origin["url"] == url and origin["version"] and version not in (None, origin["version"]):
                 self.discard()
-                raise _MirrorError("the file changed between two attempts", again=True)
+                raise _MirrorError("the file changed between two attempts", again=True, anew=True)
             if not resumed:
                 self.discard()  # before the new note, which must never describe the old bytes
             with _open_no_link(self.origin_file, os.O_TRUNC) as note:
                 note.write(json.dumps({"url": url, "version": version}).encode())
             self._receive(response, start if resumed else 0, total)
 
-    def _resumable_origin(self, url: str) -> dict[str, Any]:
+    def resumable_origin(self, url: str) -> dict[str, Any]:
         """Return where the partial file came from; drop it if it cannot be trusted to belong to url's file."""
         origin: dict[str, Any] = {"url": None, "version": None}
         with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):  # none, or a damaged one
@@ -200,7 +210,7 @@ class _Job:
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return None
             self.discard()
-            raise _MirrorError("HTTP 416, the partial file is longer than the file", again=True) from None
+            raise _MirrorError("HTTP 416, the partial file is longer than the file", again=True, anew=True) from None
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise _MirrorError(f"no connection, {reason or type(error).__name__}", again=True) from None

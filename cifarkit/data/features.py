@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from typing import Any, NamedTuple, cast
@@ -20,7 +20,7 @@ from cifarkit.layout import EitherLayout
 
 _log = logging.getLogger(__name__)
 _CHUNK = 512  # images at a time in the pass that fills the cache
-_Versions = list[tuple[Tensor, int]]  # parameters and buffers, and how often each had been written to
+_Versions = list[tuple[Tensor, int]]  # images, parameters and buffers, and how often each had been written to
 
 
 class _Cache(NamedTuple):
@@ -35,9 +35,9 @@ class FeatureLoader(Loader):
     """Iterate over (features, labels) where a :class:`Loader` gives (images, labels), in the same order.
 
     Where the transform is fixed (none, or its attribute ``fixed`` is true) the features of all images are computed
-    once and kept, until an epoch begins with the backbone written to (through ``.data`` goes unseen). Else, or if they
-    need too much memory, they are computed batch by batch. A warning tells of both. The backbone runs in evaluation
-    mode without gradients, and afterwards is as it was.
+    once and kept, until an epoch begins with the backbone or the images written to (through ``.data`` or NumPy goes
+    unseen). Else, or if they need too much memory, they are computed batch by batch. A warning tells of both. The
+    backbone runs in evaluation mode without gradients, and afterwards is as it was.
 
     Args:
         loader: whose dataset, transform, order, device and position are taken over; it does not move with this one.
@@ -46,7 +46,7 @@ class FeatureLoader(Loader):
             batches are float32 in any case.
         max_bytes: the largest cache, on the loader's device.
     Raises:
-        TypeError: if loader is no Loader, backbone no module, or it gives no tensor of one row an image.
+        TypeError: if loader is no Loader of images, backbone no module, or it gives no tensor of one row an image.
         ValueError: if precision is unknown or max_bytes below 0.
     """
 
@@ -60,6 +60,9 @@ class FeatureLoader(Loader):
     ) -> None:
         if not isinstance(loader, Loader):
             raise TypeError(f"loader is a {type(loader).__name__}; give a cifarkit.data.Loader of images")
+        if isinstance(loader, FeatureLoader):
+            advice = "give its Loader of images, and as backbone nn.Sequential(first, second)"
+            raise TypeError(f"loader is a FeatureLoader, which gives features; {advice}")
         owner = backbone if isinstance(backbone, nn.Module) else getattr(backbone, "__self__", None)
         if not isinstance(owner, nn.Module):
             advice = "give a torch.nn.Module that maps images to features, or a method of one such as hybrid.features"
@@ -86,7 +89,8 @@ class FeatureLoader(Loader):
             if not self._store:
                 self._store.append(self._fill(None))
             elif self._has_changed(self._store[0]):
-                _log.warning("the backbone has changed since its features were kept, so they are computed anew")
+                what = "the backbone or an image has changed since the features were kept"
+                _log.warning("%s, so they are computed anew", what)
                 self._store[0] = self._fill(self._store[0].features)
         return super().__iter__()
 
@@ -142,16 +146,32 @@ class FeatureLoader(Loader):
                 features[part[0] : part[-1] + 1] = computed
         assert features is not None  # a dataset has at least one image
         names = list(parts)
-        return _Cache(features, names, _versions(self._owner, names))
+        return _Cache(features, names, self._versions(names))
 
     def _has_changed(self, cache: _Cache) -> bool:
         """Tell whether what computed the features has been written to or replaced since."""
         try:
-            now = _versions(self._owner, cache.parts)
+            now = self._versions(cache.parts)
         except AttributeError:  # a module that ran is no longer there
             return True
         same = (one is other and v == w for (one, v), (other, w) in zip(now, cache.versions, strict=False))
         return len(now) != len(cache.versions) or not all(same)
+
+    def _versions(self, parts: Sequence[str]) -> _Versions:
+        """Return the versions of the images and of what the parts and those around them hold.
+
+        A part that did not run itself may hold a positional embedding, and its own parts may have run unseen, as in
+        compiled ones.
+        """
+        held: list[Iterable[Tensor]] = [[self.loader._images]]
+        for name in _names_around(parts):
+            around = self._owner.get_submodule(name)
+            held += [around.parameters(recurse=False), around.buffers(recurse=False)]
+        for name in parts:
+            ran = self._owner.get_submodule(name)
+            held += [ran.parameters(), ran.buffers()]
+        unique = {id(tensor): tensor for tensor in chain(*held)}.values()
+        return [(tensor, -1 if tensor.is_inference() else tensor._version) for tensor in unique]  # those have none
 
 
 @contextmanager
@@ -170,10 +190,7 @@ def _watched(owner: nn.Module) -> Iterator[dict[str, None]]:
             hook.remove()
 
 
-def _versions(owner: nn.Module, parts: Sequence[str]) -> _Versions:
-    """Return the versions of what the parts hold, whose own parts may have run unseen, as in compiled ones."""
-    modules = [owner.get_submodule(name) for name in parts]
-    held = [owner.parameters(recurse=False), owner.buffers(recurse=False)]
-    held += [tensors for module in modules for tensors in (module.parameters(), module.buffers())]
-    unique = {id(tensor): tensor for tensor in chain(*held)}.values()
-    return [(tensor, -1 if tensor.is_inference() else tensor._version) for tensor in unique]  # those have none
+def _names_around(parts: Sequence[str]) -> list[str]:
+    """Name the modules that parts lie in, among them "", the whole."""
+    paths = [name.split(".") for name in parts]
+    return list({"": None} | {".".join(path[:depth]): None for path in paths for depth in range(len(path))})

@@ -116,10 +116,11 @@ class Loader:
         return copy.copy(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position: the epoch, and the samples of it that all ranks have used up."""
+        """Return the position: the epoch, and the samples of it that all ranks have used up, at its end all of them."""
         names = ("seed", "shuffle", "drop_last")
         settings = {name: getattr(self, name) for name in names} | {"samples_in_dataset": len(self.dataset)}
-        return {"epoch": self.epoch, "samples": self._bounds[self._position], **settings}
+        samples = self._bounds[self._position] if self._position < len(self) else len(self.dataset)
+        return {"epoch": self.epoch, "samples": samples, **settings}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position, also with another batch size or number of ranks.
@@ -131,13 +132,14 @@ class Loader:
         for name in ("seed", "shuffle", "drop_last", "samples_in_dataset"):
             if state[name] != own[name]:
                 raise ValueError(f"the saved position has {name}={state[name]}, this loader {own[name]}")
-        if state["samples"] not in self._bounds:
+        at_end = state["samples"] == len(self.dataset)  # whatever drop_last left out
+        if not at_end and state["samples"] not in self._bounds:
             raise ValueError(
                 f"the saved position, {state['samples']} samples into the epoch, falls inside a batch; "
                 f"batch_size * world_size = {self.batch_size * self.world_size} must divide it"
             )
         self.epoch = state["epoch"]
-        self._position = self._start = self._bounds.index(state["samples"])
+        self._position = self._start = len(self) if at_end else self._bounds.index(state["samples"])
 
     def _batch_bounds(self) -> list[int]:
         """Return where each batch of all ranks begins, and the end of the last: [0, ..., samples of the epoch]."""

@@ -21,6 +21,7 @@ from cifarkit.files import shown
 _BMP_PIXELS_A_BYTE = 128  # a run of 255 takes two bytes
 # The raster formats Pillow decodes by itself; EPS, for example, would start another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", "AVIF")
+_GREY_OF_16_BITS = ("PNG", "PPM")  # of whose mode "I" 16 of 32 bits are used: PGM, and PNG before Pillow 10.3
 
 
 def image_folder(root: str | Path, *, size: int | tuple[int, int] | None = None) -> ImageDataset:
@@ -86,7 +87,7 @@ def _read_all(paths: Sequence[Path], shape: tuple[int, int] | None, title: str) 
             pixels = _room_for(len(paths), picture)
         if picture.shape != pixels.shape[1:]:
             sizes = f"{shown(path)} has (H, W) = {picture.shape[:2]}, but {shown(paths[0])} has {pixels.shape[1:3]}"
-            raise ValueError(f"{sizes}; pass size= to resize all")
+            raise ValueError(f"{sizes}; pass size= to resize all, or --size to a command")
         pixels[index] = picture
     assert pixels is not None
     return pixels
@@ -136,7 +137,8 @@ def _read_picture(path: Path, shape: tuple[int, int] | None) -> NDArray[np.uint8
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_formats()) as image:
                 _require_pixels(image, path)
-                picture = _to_rgb(ImageOps.exif_transpose(image))
+                kind = image.format  # which a copy that is turned upright does not have
+                picture = _to_rgb(ImageOps.exif_transpose(image), kind)
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture, or a damaged one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -162,10 +164,10 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
     """Convert to 8-bit RGB; 16-bit grey is scaled, because Pillow would clip it at 255."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in _GREY_OF_16_BITS):
+        image = Image.fromarray((np.asarray(image).clip(0, 65_535) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no fixed range; save the picture with 8 bits a channel")
     return image.convert("RGB")

@@ -29,6 +29,7 @@ def sample_ddpm(
     schedule: NoiseSchedule,
     *,
     steps: int | None = None,
+    spacing: str = "trailing",
     variance: str = "small",
     clamp: bool = True,
     generator: Generators = None,
@@ -37,7 +38,7 @@ def sample_ddpm(
     """Walk noise (B, C, H, W) back to images in [-1, 1] by drawing each step from the posterior of the one before.
 
     Args:
-        denoiser, noise, schedule, clamp, generator, progress: as in :func:`sample_ddim`.
+        denoiser, noise, schedule, spacing, clamp, generator, progress: as in :func:`sample_ddim`.
         steps: calls of the denoiser; None is all of the schedule's.
         variance: of the noise added at a step: "small" is the posterior's, "large" that of the forward step, better
             at 1,000 steps and useless at few (Song et al. 2020, table 1).
@@ -56,7 +57,7 @@ def sample_ddpm(
             spread = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[after]
         return mean + math.sqrt(spread.item()) * _noise_like(x, generator)
 
-    return _walk(denoiser, noise, schedule, _pairs(schedule, steps), clamp, progress, move)
+    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move)
 
 
 @torch.no_grad()
@@ -66,6 +67,7 @@ def sample_ddim(
     schedule: NoiseSchedule,
     *,
     steps: int = 50,
+    spacing: str = "trailing",
     eta: float = 0.0,
     clamp: bool = True,
     generator: Generators = None,
@@ -78,6 +80,8 @@ def sample_ddim(
         noise: standard normal, see :func:`draw_noise`.
         schedule: of the training.
         steps: calls of the denoiser, at most the schedule's T.
+        spacing: of the steps, "trailing" or "quadratic", see :meth:`NoiseSchedule.pairs`. With few steps quadratic
+            ones keep more fine detail; trailing ones are what other libraries take.
         eta: share of a DDPM step's fresh noise, in [0, 1].
         clamp: keep every estimate of the image in [-1, 1], and take the noise to be what then remains of x.
         generator: of the fresh noise; one a sample makes an image independent of the batch it is made in.
@@ -96,7 +100,7 @@ def sample_ddim(
         x = math.sqrt(before) * clean + math.sqrt(max(1 - before - variance, 0)) * estimate
         return x + math.sqrt(variance) * _noise_like(x, generator) if eta else x
 
-    return _walk(denoiser, noise, schedule, _pairs(schedule, steps), clamp, progress, move)
+    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move)
 
 
 @torch.no_grad()
@@ -106,6 +110,7 @@ def sample_dpm_solver(
     schedule: NoiseSchedule,
     *,
     steps: int = 20,
+    spacing: str = "trailing",
     clamp: bool = True,
     progress: bool = False,
 ) -> Tensor:
@@ -115,7 +120,7 @@ def sample_dpm_solver(
     of the signal-to-noise ratio is infinite, returns its own.
 
     Args:
-        denoiser, noise, schedule, steps, clamp, progress: as in :func:`sample_ddim`.
+        denoiser, noise, schedule, steps, spacing, clamp, progress: as in :func:`sample_ddim`.
     Raises:
         TypeError, ValueError: as in :func:`sample_ddim`.
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2.
@@ -133,7 +138,7 @@ def sample_dpm_solver(
         past = clean, stride
         return sigma_after / sigma * x - math.sqrt(before) * math.expm1(-stride) * towards
 
-    return _walk(denoiser, noise, schedule, _pairs(schedule, steps), clamp, progress, move)
+    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move)
 
 
 def draw_noise(
@@ -168,12 +173,12 @@ def _noise_like(x: Tensor, generator: Generators) -> Tensor:
     return draw_noise(x.shape, generator, device=x.device, dtype=x.dtype)
 
 
-def _pairs(schedule: NoiseSchedule, steps: int | None) -> list[tuple[int, int]]:
+def _pairs(schedule: NoiseSchedule, steps: int | None, spacing: str) -> list[tuple[int, int]]:
     """Return the (t, next t) of a walk, of all the schedule's steps if steps is None."""
     if not isinstance(schedule, NoiseSchedule):
         kind = type(schedule).__name__
         raise TypeError(f"schedule is a {kind}; give the NoiseSchedule of the training, after denoiser and noise")
-    return schedule.pairs(schedule.timesteps if steps is None else steps)
+    return schedule.pairs(schedule.timesteps if steps is None else steps, spacing)
 
 
 def _walk(

@@ -84,16 +84,28 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         return self.name
 
-    def pairs(self, steps: int) -> list[tuple[int, int]]:
-        """Return the (t, next t) of a sampler's steps, from T - 1 down to -1, spaced "trailing".
+    def pairs(self, steps: int, spacing: str = "trailing") -> list[tuple[int, int]]:
+        """Return the (t, next t) of a sampler's steps, from T - 1 down to -1.
 
+        Args:
+            steps: how many, at most T.
+            spacing: "trailing" is even and ends well above 0, "quadratic" the denser the less noise is left and ends
+                at 0, so that fine detail is drawn also in few steps.
         Raises:
-            ValueError: if steps is below 1 or above T.
-        Source: Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", table 2.
+            ValueError: if steps is below 1 or above T, or spacing is unknown.
+        Source: Lin et al. 2024, "Common diffusion noise schedules and sample steps are flawed", table 2; quadratic:
+            Song et al. 2020, "Denoising diffusion implicit models", appendix D.2.
         """
+        if spacing not in ("trailing", "quadratic"):
+            raise ValueError(f"spacing={spacing!r} is unknown; use 'trailing' or 'quadratic'")
         steps = check_integer("steps", steps, 1)
         if steps > self.timesteps:
             raise ValueError(f"steps={steps} must be at most {self.timesteps}, the timesteps of {self!r}")
+        if spacing == "quadratic" and steps > 1:
+            times = [-1]
+            for index in range(steps):  # each step at least one on, where rounding would repeat one
+                times.append(max(times[-1] + 1, round((self.timesteps - 1) * (index / (steps - 1)) ** 2)))
+            return list(pairwise(times[::-1]))
         times = [round(self.timesteps * left / steps) - 1 for left in range(steps, -1, -1)]
         return list(pairwise(times))
 

@@ -27,7 +27,7 @@ class AttentionHead(nn.Module):
         dim: channels C of the feature map.
         heads, attention, mlp_ratio: of the :class:`Block`.
         num_classes: number of logits K.
-        pool: "mean" or "max" over the nodes.
+        pool: "mean" or "max" over the nodes; no part of the state_dict, so it is given again where weights are loaded.
     Raises:
         ValueError: if an argument is out of range, or features have another shape.
     Shapes:
@@ -91,6 +91,8 @@ class HybridClassifier(nn.Module):
         num_classes, heads, mlp_ratio: logits K; attention heads; width of the block's MLP over C, 0 for none.
         freeze_backbone: keep its parameters and BatchNorm statistics; False leaves frozen what is frozen already.
         image_size: side in pixels, or (height, width), of the zero image that is sent through to learn C.
+        pool: "mean" or "max" over the cells; None takes the backbone's own if its linear map is copied, else the mean.
+            It is no part of the state_dict: weights ask for the pooling they were trained with.
     Raises:
         ValueError: if an argument is out of range, or the backbone gives no feature map.
         TypeError: if backbone is no module, a number none, or images are no tensor of floating point.
@@ -107,17 +109,20 @@ class HybridClassifier(nn.Module):
         freeze_backbone: bool = True,
         mlp_ratio: float = 0.0,
         image_size: int | Sequence[int] = 32,
+        pool: str | None = None,
     ) -> None:
         super().__init__()
         num_classes = check_integer("num_classes", num_classes, 1)
         size = check_size("image_size", image_size)
         channels, self._own_head = look_into(backbone, size)
         self.backbone, self._has_suggested = backbone, False
-        self.head = AttentionHead(channels, heads, num_classes, attention=attention, mlp_ratio=mlp_ratio)
+        options: dict[str, Any] = {"attention": attention, "mlp_ratio": mlp_ratio}
+        self.head = AttentionHead(channels, heads, num_classes, pool="mean" if pool is None else pool, **options)
         first = next(backbone.parameters(), None)
         if first is not None:
             self.head.to(first)  # its device and dtype
-        self._copy_linear(size)
+        if self._copy_linear() and pool is None:
+            self._copy_pooling(size)
         if freeze_backbone:
             backbone.requires_grad_(False).eval()
         else:
@@ -199,8 +204,11 @@ class HybridClassifier(nn.Module):
     def _own_parts(self) -> list[nn.Module]:
         return [part for name, part in self.backbone.named_children() if name in self._own_head]
 
-    def _copy_linear(self, image_size: tuple[int, int]) -> None:
-        """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape."""
+    def _copy_linear(self) -> bool:
+        """Start with the backbone's own linear map if its head is one, between dropouts perhaps, of the same shape.
+
+        Tell whether it is.
+        """
         linear, parts = self.head.linear, [layer for part in self._own_parts() for layer in part.modules()]
         layers = [layer for layer in parts if [*layer.parameters(recurse=False)]]
         own = [item for item in layers if isinstance(item, nn.Linear) and item.weight.shape == linear.weight.shape]
@@ -208,11 +216,11 @@ class HybridClassifier(nn.Module):
             level = logging.WARNING if layers else logging.INFO  # a head that was trained is left unused
             found = "one of its shape only behind other layers" if own else "none of its shape"
             _log.log(level, "the linear map behind the attention starts at random: the backbone has %s", found)
-            return
+            return False
         with torch.no_grad():
             linear.weight.copy_(own[0].weight)
             linear.bias.copy_(torch.zeros_like(linear.bias) if own[0].bias is None else own[0].bias)
-        self._copy_pooling(image_size)
+        return True
 
     @torch.no_grad()
     def _copy_pooling(self, image_size: tuple[int, int]) -> None:

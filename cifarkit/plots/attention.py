@@ -143,7 +143,7 @@ def _notes(weights: Tensor, columns: str, panels: _Panels) -> str:
     outlined = " Outlined: the query." if panels.queries else ""
     return (
         f"Colour: share of the attention that a cell gets{averaged}, one scale a row; "
-        f"{100 / nodes:.2g} % if all {nodes} cells got alike.{outlined}"
+        f"{_percent(1 / nodes)} if all {nodes} cells got alike.{outlined}"
     )
 
 
@@ -243,5 +243,10 @@ def _number_queries(axes: Axes, panels: _Panels, corner: tuple[int, int], size: 
 def _label_scale(axes: Axes, top: int, left: int, height: int, largest: float) -> None:
     """Write the shares at the ends and in the middle of a scale that follows the square root."""
     for level, align in ((0.0, "bottom"), (0.5, "center"), (1.0, "top")):
-        share = f"{100 * largest * level**2:.2g} %"
+        share = _percent(largest * level**2)
         axes.text(left, top + height * (1 - level), share, fontsize=_TEXT_POINTS, va=align)
+
+
+def _percent(share: float) -> str:
+    """Write a share with two digits, but from 99.5 % on without the exponent that they would bring."""
+    return f"{100 * share:.0f} %" if share >= 0.995 else f"{100 * share:.2g} %"

@@ -57,9 +57,15 @@ def _draw_matrix(axes: Axes, share: NDArray[np.float64], classes: Sequence[str])
     axes.set_ylabel("true class", fontsize=10)
     for row, column in np.argwhere(share >= 0.05) if few else ():
         color = "black" if share[row, column] > 20 else "white"  # 20 % is the middle grey of cividis
-        digits = 1 if share[row, column] < 1 or 99 < share[row, column] < 100 else 0  # 0 and 100 only if exact
-        axes.text(column, row, f"{share[row, column]:.{digits}f}", color=color, fontsize=8.5, ha="center", va="center")
+        axes.text(column, row, _written(share[row, column]), color=color, fontsize=8.5, ha="center", va="center")
     bar = axes.figure.colorbar(picture, ax=axes, ticks=[0, 5, 20, 50, 100], shrink=0.6, aspect=25, pad=0.02)
     bar.ax.tick_params(labelsize=8.5, length=0)
     bar.outline.set_visible(False)
     bar.set_label("% of the true class", fontsize=9)
+
+
+def _written(percent: float) -> str:
+    """Round to a whole number, or near 0 and 100, which stand for all or none, to one digit."""
+    if 99 < percent < 100:
+        return f"{min(percent, 99.9):.1f}"
+    return f"{percent:.1f}" if percent < 1 else f"{percent:.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,14 +71,15 @@ def lr_sweep(
 
     Args:
         learning_rates: (S,) positive, one for each step of the sweep.
-        losses: (S,) loss at each step; those that are not finite are left out.
+        losses: (S,) loss at each step; steps where it, or smooth, is not finite are left out.
         suggestion: the rate to mark; None marks nothing.
         smooth: (S,) the line; None averages over neighbours.
     Raises:
         ValueError: if the lengths differ, a rate is not positive, or fewer than two losses are finite.
     """
-    rates, raw = _checked_sweep(learning_rates, losses, suggestion)
-    smooth = _smooth(raw) if smooth is None else _checked_sweep(learning_rates, smooth, suggestion)[1]
+    given = {"losses": losses} if smooth is None else {"losses": losses, "smooth": smooth}
+    rates, raw, *line = _checked_sweep(learning_rates, given, suggestion)
+    smooth = line[0] if line else _smooth(raw)
     figure = new_figure(5.2, 3.4)
     axes = figure.subplots()
     axes.semilogx(rates, raw, "o", color=SKY, markersize=3.5, alpha=0.7, markeredgewidth=0)
@@ -116,7 +118,8 @@ def _draw_series(axes: Axes, series: _Series, scale: float, form: str, *, from_z
     """Draw the lines and write name and last value to the right of each, moved apart where they would overlap."""
     from matplotlib.ticker import MaxNLocator
 
-    ends, spare = [], iter((BLUE, VERMILION, GREEN, PURPLE, SKY) * len(series))
+    taken = {color for name, color in _COLORS.items() if name in series}
+    ends, spare = [], itertools.cycle(color for color in (BLUE, VERMILION, GREEN, PURPLE, SKY) if color not in taken)
     for name, (epochs, values) in series.items():
         color, last = _COLORS.get(name) or next(spare), scale * values[-1]
         marker = "o" if len(epochs) <= 15 else None  # a single epoch has no line to see
@@ -137,20 +140,24 @@ def _draw_series(axes: Axes, series: _Series, scale: float, form: str, *, from_z
     strip_axes(axes)
 
 
-def _checked_sweep(learning_rates: Numbers, losses: Numbers, suggestion: float | None) -> tuple[NDArray[Any], ...]:
-    """Return the part of a sweep with finite losses, sorted by rate."""
-    rates, raw = (torch.as_tensor(values).detach().cpu().double().numpy() for values in (learning_rates, losses))
-    if rates.ndim != 1 or rates.shape != raw.shape:
-        raise ValueError(f"learning_rates {rates.shape} and losses {raw.shape} must be two lists of one length")
+def _checked_sweep(
+    learning_rates: Numbers, given: Mapping[str, Numbers], suggestion: float | None
+) -> list[NDArray[Any]]:
+    """Return rates and what was given at each, sorted by rate, without the steps where anything is not finite."""
+    rates, *values = (torch.as_tensor(one).detach().cpu().double().numpy() for one in (learning_rates, *given.values()))
+    for name, one in zip(given, values, strict=True):
+        if rates.ndim != 1 or rates.shape != one.shape:
+            raise ValueError(f"learning_rates {rates.shape} and {name} {one.shape} must be two lists of one length")
     if not (np.isfinite(rates) & (rates > 0)).all():
         raise ValueError(f"learning_rates must be positive for a logarithmic axis; the lowest is {rates.min()}")
     if suggestion is not None and not 0 < suggestion < math.inf:
         raise ValueError(f"suggestion={suggestion} is no learning rate; give a positive number or None")
-    finite = np.isfinite(raw)
+    finite = np.isfinite(values).all(0)
     if finite.sum() < 2:
-        raise ValueError(f"losses has {finite.sum()} finite values; a sweep needs at least 2")
+        where = " where smooth is finite" if "smooth" in given else ""
+        raise ValueError(f"losses has {finite.sum()} finite values{where}; a sweep needs at least 2")
     order = rates[finite].argsort()
-    return rates[finite][order], raw[finite][order]
+    return [one[finite][order] for one in (rates, *values)]
 
 
 def _smooth(values: NDArray[Any]) -> NDArray[Any]:

@@ -29,7 +29,7 @@ _TEXT_POINTS, _LINE, _CHARACTER = 7.5, 27, 12  # size of the text; height of a l
 _ATTENTION = "attention_rollout"
 _OUTLIERS = 0.01  # share of the pixels that may lie beyond the end of a scale
 _WITHOUT_SIGN = ("saliency", "smooth_grad_squared")
-_NOTE = "Red speaks for the class, blue against it, white is zero; channels added up. "
+_NOTE = "Red speaks for the class, blue against it, {} zero; channels added up. "
 _SCALES = {
     "row": "One scale for each row, so the images of a method can be compared",
     "all": "One scale for all rows",
@@ -57,7 +57,7 @@ def explanations(
 ) -> Figure:
     """Draw images in the first row and one method's maps in each row below, into a .png or one .html file.
 
-    A scale ends where 1 % of its pixels lie beyond; a map that is zero everywhere is white.
+    A scale ends where 1 % of its pixels lie beyond; a map that is zero everywhere is white, or without colour.
 
     Args:
         images: as in :func:`image_grid`; with mean and std, as the network gets them.
@@ -79,7 +79,7 @@ def explanations(
     _check_words(scale, notes or {}, [*maps, *looks])
     rows = _rows(maps, pictures, scale, over_image, notes or {}, (VERMILION, BLUE))
     rows += _rows(looks, pictures, "row" if scale == "all" else scale, over_image, notes or {}, (GREEN, None))
-    sheet = Sheet(pictures, captions, rows, title, _note(maps, looks, scale))
+    sheet = Sheet(pictures, captions, rows, title, _note(maps, looks, scale, over_image))
     if path is not None and Path(path).suffix.lower() == ".html":
         write_atomically(page_of(sheet).encode(), path)
         path = None
@@ -140,14 +140,17 @@ def _check_words(scale: str, notes: Mapping[str, str], names: list[str]) -> None
         raise ValueError(f"notes names {unknown[0]!r}, which is not among the rows: {', '.join(names)}")
 
 
-def _note(maps: dict[str, NDArray[np.float64]], looks: dict[str, NDArray[np.float64]], scale: str) -> str:
+def _note(
+    maps: dict[str, NDArray[np.float64]], looks: dict[str, NDArray[np.float64]], scale: str, over_image: bool
+) -> str:
     """Say what colours mean; not all methods tell for from against."""
     plain = [name.replace("_", " ") for name in _WITHOUT_SIGN if name in maps and maps[name].min() >= 0]
     verb = "have" if len(plain) > 1 else "has"
     without = f"{' and '.join(plain)} {verb} no sign: red there says how much, not for or against. " if plain else ""
     green = "Green: the share of attention that a cell gets, whatever the class. " if looks else ""
     own = " but the green one." if looks and scale == "all" else "."
-    return _NOTE + without[:1].upper() + without[1:] + green + _SCALES[scale] + own
+    note = _NOTE.format("where there is no colour it is" if over_image else "white is")
+    return note + without[:1].upper() + without[1:] + green + _SCALES[scale] + own
 
 
 def _rows(

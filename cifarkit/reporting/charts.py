@@ -17,6 +17,8 @@ _WIDTH, _HEIGHT = 440, 260  # of the view box; the page shows a chart at about t
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34  # margins
 _ALL_POINTS = 24_000  # in a page, shared by its lines
 _COLORS = 6
+_LARGEST = 1e100  # of a number that is drawn; beyond it the axes would overflow
+_DASHES = {"_ema": "dotted", "_swa": "mixed"}  # of averaged weights, where colours tell runs apart
 _NOT_DRAWN = {"epoch", "step", "seconds", "stopped_because"}
 _ORDER = ("loss", "acc", "lr", "grad_norm")
 _TITLES = {"loss": "Loss", "acc": "Accuracy", "lr": "Learning rate", "grad_norm": "Gradient norm"}
@@ -24,12 +26,17 @@ _TITLES = {"loss": "Loss", "acc": "Accuracy", "lr": "Learning rate", "grad_norm"
 
 @dataclass
 class Line:
-    """One curve: its legend, its points, its colour (an index) and whether it is dashed."""
+    """One curve: its legend, its points, its colour (an index) and its pattern: "", "dashed", "dotted" or "mixed"."""
 
     name: str
     points: Points
     color: int = 0
-    dashed: bool = False
+    dash: str = ""
+
+    @property
+    def look(self) -> str:
+        """Its classes in page.css."""
+        return f"color-{self.color} {self.dash}".strip()
 
 
 @dataclass
@@ -66,11 +73,11 @@ def metric_charts(runs: Sequence[RunFiles], x: str) -> list[Chart]:
             if column in _NOT_DRAWN or not points:
                 continue
             family = family_of(column)
-            chart = families.setdefault(family, Chart(_TITLES.get(family, family), x, percent=family.endswith("acc")))
+            chart = families.setdefault(family, Chart(_TITLES.get(family, family), x, percent=is_accuracy(column)))
             name = column if len(runs) == 1 else f"{run.name}: {column}"
             several = len(runs) > 1
             color = index if several else len(chart.lines)
-            chart.lines.append(Line(name, points, color % _COLORS, several and column.startswith("train_")))
+            chart.lines.append(Line(name, points, color % _COLORS, _dash(column) if several else ""))
     known = [families.pop(name) for name in _ORDER if name in families]
     return thinned([*known, *families.values()])
 
@@ -102,6 +109,12 @@ def family_of(column: str) -> str:
     return re.sub(r"_(ema|swa)$", "", re.sub(r"^(train|val|test)_", "", column))
 
 
+def is_accuracy(column: str) -> bool:
+    """Tell whether a metric is a share of right answers: shown in per cent, the more the better."""
+    words = re.split(r"[^a-z]+", family_of(column).lower())  # acc_top5 -> acc, top
+    return any(word.endswith(("acc", "accuracy")) for word in words)
+
+
 def thinned(charts: list[Chart]) -> list[Chart]:
     """Leave out points evenly where there are more than a page should hold; each line keeps its ends."""
     lines = [line for chart in charts for line in chart.lines]
@@ -124,8 +137,7 @@ def draw_chart(chart: Chart, number: int) -> str:
         cut["clip_path"] = f"url(#inside-{number})"
     for index, line in enumerate(chart.lines):
         places = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
-        kind = f"line color-{line.color}{' dashed' if line.dashed else ''}"
-        parts.append(tag("polyline", points=places, class_=kind, data_line=index, **cut))
+        parts.append(tag("polyline", points=places, class_=f"line {line.look}", data_line=index, **cut))
         if len(line.points) == 1:
             x, y = line.points[0]
             place = {"cx": f"{frame.x(x):.1f}", "cy": f"{frame.y(y):.1f}", "r": 4}
@@ -241,11 +253,20 @@ def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
 
 def _points(rows: Iterable[Row], x: str, column: str) -> Points:
     pairs = ((row.get(x), row.get(column)) for row in rows)
-    return [(one, other) for one, other in pairs if one is not None and other is not None and abs(other) < 1e100]
+    return [
+        (one, other)
+        for one, other in pairs
+        if one is not None and other is not None and max(abs(one), abs(other)) < _LARGEST
+    ]
+
+
+def _dash(column: str) -> str:
+    own = (dash for ending, dash in _DASHES.items() if column.endswith(ending))
+    return next(own, "dashed" if column.startswith("train_") else "")
 
 
 def _legend(index: int, line: Line) -> str:
-    swatch = tag("span", "", class_=f"swatch color-{line.color}{' dashed' if line.dashed else ''}")
+    swatch = tag("span", "", class_=f"swatch {line.look}")
     return tag("button", swatch + clean(line.name), type="button", aria_pressed="true", data_line=index)
 
 

@@ -7,7 +7,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,7 @@ from cifarkit.files import read_file
 
 Row: TypeAlias = dict[str, float | None]
 
-_WORST_LINES = 3  # damaged lines that are named one by one
+_NAMED = 3  # damaged lines, or columns, that are named one by one
 _LARGEST_FILE = 64_000_000  # bytes of a CSV or JSON file that are worth reading for a page
 
 
@@ -27,7 +28,8 @@ class RunFiles:
     Attributes:
         folder, name: where it is, and what the page calls it.
         config: of config.json, empty if there is none.
-        epochs, steps, sweep: rows of metrics.csv, steps.csv and learning_rate.csv; an empty cell is None.
+        epochs, steps, sweep: rows of metrics.csv, steps.csv and learning_rate.csv; an empty cell is None, as is one
+            that is NaN or infinite.
         stopped_because: the reason in the last row of metrics.csv.
         problems: sentences about what is missing or damaged, each naming its file.
     """
@@ -71,6 +73,7 @@ def read_table(run: RunFiles, file: str, without: str) -> list[Row]:
     text = _read_text(run, file, without)
     rows: list[Row] = []
     damaged: list[int] = []
+    infinite: Counter[str] = Counter()  # by column; NaN, too
     reader = csv.reader(io.StringIO(text, newline=""))
     header: list[str] = []
     try:
@@ -80,14 +83,24 @@ def read_table(run: RunFiles, file: str, without: str) -> list[Row]:
             elif len(cells) != len(header):
                 damaged.append(reader.line_num)
             else:
-                rows.append({name: _number(cell) for name, cell in zip(header, cells, strict=True)})
+                values = {name: _number(cell) for name, cell in zip(header, cells, strict=True)}
+                wrong = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
+                infinite.update(wrong)
+                rows.append(values | dict.fromkeys(wrong))
                 run.stopped_because = dict(zip(header, cells, strict=True)).get("stopped_because", run.stopped_because)
     except csv.Error as error:
         run.problems.append(f"{file} is damaged after line {reader.line_num}: {error}")
     if damaged:
-        lines = ", ".join(map(str, damaged[:_WORST_LINES])) + (" and others" if len(damaged) > _WORST_LINES else "")
-        run.problems.append(f"{file} is damaged: left out line {lines}, which has not {len(header)} cells")
+        run.problems.append(f"{file} is damaged: left out line {_first(damaged)}, which has not {len(header)} cells")
+    if infinite:
+        count = f"{infinite.total()} in {_first(infinite)}"
+        run.problems.append(f"{file} holds NaN or infinite values ({count}), which are left out")
     return rows
+
+
+def _first(items: Iterable[object]) -> str:
+    names = [str(item) for item in items]
+    return ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
 
 
 def _read_config(run: RunFiles, file: str) -> dict[str, Any]:
@@ -146,10 +159,9 @@ def _shown(value: Any) -> str:
 
 def _number(cell: str) -> float | None:
     try:
-        value = float(cell)
+        return float(cell)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 def _newest(folder: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cifarkit.reporting.charts import family_of
+from cifarkit.reporting.charts import is_accuracy
 from cifarkit.reporting.markup import number
 from cifarkit.reporting.reading import RunFiles, flatten
 
@@ -21,7 +21,7 @@ def summarize(run: RunFiles) -> dict[str, str]:
     columns = [name for name in dict.fromkeys(key for row in run.epochs for key in row) if _is_result(name)]
     columns.sort(key=lambda name: not name.startswith("val_"))
     for name in columns[:_MOST_METRICS]:
-        percent = family_of(name).endswith("acc")
+        percent = is_accuracy(name)
         pairs = [(value, row.get("epoch")) for row in run.epochs if (value := row.get(name)) is not None]
         if not pairs:
             continue
@@ -68,10 +68,7 @@ def compare_settings(runs: Sequence[RunFiles], most: int = 400) -> tuple[list[li
 
 
 def _is_result(name: str) -> bool:
-    family = family_of(name)
-    return family not in ("epoch", "step", "seconds", "lr", "images_per_second", "stopped_because") and (
-        "loss" in family or "acc" in family or name == "sample_diversity"
-    )
+    return is_accuracy(name) or "loss" in name or name == "sample_diversity"
 
 
 def _value(value: float, percent: bool) -> str:

@@ -1,7 +1,8 @@
 """The training loop, its tasks, schedules, callbacks, loggers and checkpoints."""
 
 from cifarkit.training import schedules
-from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeightAveraging, refresh_batchnorm
+from cifarkit.training.averaging import ExponentialMovingAverage, StochasticWeightAveraging
+from cifarkit.training.batchnorm import refresh_batchnorm
 from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMonitor, TimeLimit
 from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
 from cifarkit.training.estimate import estimate_seconds

@@ -18,10 +18,10 @@ class AccumulationPlan:
     def __init__(self, plan: int | Mapping[int, int]) -> None:
         if not isinstance(plan, Mapping):
             plan = {0: check_integer("accumulate_grad_batches", plan, 1)}
+        self.factors: dict[int, int] = {}
         for epoch, factor in plan.items():
-            check_integer("first epoch in accumulate_grad_batches", epoch, 0)
-            check_integer(f"accumulate_grad_batches[{epoch}]", factor, 1)
-        self.factors = dict(plan)
+            first = check_integer("first epoch in accumulate_grad_batches", epoch, 0)
+            self.factors[first] = check_integer(f"accumulate_grad_batches[{epoch}]", factor, 1)
 
     def factor(self, epoch: int) -> int:
         """Return the number of micro-batches an update in this epoch, 1 before the first one named."""

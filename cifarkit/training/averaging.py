@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarkit.checks import check_integer, check_number
+from cifarkit.training.batchnorm import refresh_on_training_images
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.distributed import average_statistics, world_size
-from cifarkit.training.loading import iterating, undisturbed
+from cifarkit.training.distributed import average_statistics
 from cifarkit.training.schedules import Schedule
-from cifarkit.training.task import Task, train_unfrozen
+from cifarkit.training.task import Task
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
@@ -27,8 +26,10 @@ class WeightAveraging(Callback):
 
     The networks in training are never touched. After each epoch the BatchNorm statistics of the average, which the
     mean of weights does not have, are measured on ``batchnorm_samples`` training images; then the average is
-    validated, and ``val_loss`` and ``val_acc`` of it are recorded as ``val_loss_<kind>`` and ``val_acc_<kind>``.
-    The average is part of every checkpoint; :func:`cifarkit.training.load_weights` reads it.
+    validated, and ``val_loss`` and ``val_acc`` of it are recorded as ``val_loss_<kind>`` and ``val_acc_<kind>``; of
+    two averages of a kind the second is ``<kind>_2``. The average is part of every checkpoint, and
+    :func:`cifarkit.training.load_weights` reads it. In one saved within an epoch it has the BatchNorm statistics of
+    the raw network; :func:`cifarkit.training.refresh_batchnorm` measures its own.
 
     Args:
         network: which child of the task to average; None averages them all.
@@ -41,6 +42,7 @@ class WeightAveraging(Callback):
     def __init__(self, network: str | None = None, batchnorm_samples: int = 2_000) -> None:
         self.network, self.batchnorm_samples = network, check_integer("batchnorm_samples", batchnorm_samples, 0)
         self.averaged: AveragedModel | None = None
+        self.suffix = self.kind  # of the names of its metrics
 
     def average_function(self) -> Any:
         """Return the ``multi_avg_fn`` of AveragedModel, or None for the equal average."""
@@ -48,20 +50,24 @@ class WeightAveraging(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.averaged = AveragedModel(self._networks(run.task), multi_avg_fn=self.average_function())
+        before = takewhile(lambda item: item is not self, run.callbacks)
+        alike = sum(isinstance(item, WeightAveraging) and item.kind == self.kind for item in before)
+        self.suffix = f"{self.kind}_{alike + 1}" if alike else self.kind
 
     def on_epoch_end(self, run: Run) -> None:
         if not self.updates:
             return
-        if self.batchnorm_samples:
-            self._refresh(run)
+        self._averaged_networks().to(memory_format=run.trainer.layout)  # which may have changed since the fit began
+        for name, network in self._averaged_networks().items() if self.batchnorm_samples else ():
+            refresh_on_training_images(network, name, run, self.batchnorm_samples)
         average_statistics(self._averaged_networks())
         if run.val_loader is not None:
             with self.swapped(run.task):
                 metrics = run.trainer.evaluate(run.task, run.val_loader)
-            run.record({f"{name}_{self.kind}": value for name, value in metrics.items()})
+            run.record({f"{name}_{self.suffix}": value for name, value in metrics.items()})
 
     def will_record(self, metric: str) -> bool:
-        return metric.startswith("val_") and metric.endswith(f"_{self.kind}")
+        return metric.startswith("val_") and metric.endswith(f"_{self.suffix}")
 
     @property
     def updates(self) -> int:
@@ -94,7 +100,7 @@ class WeightAveraging(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.averaged is None:
             return {}
-        return {"kind": self.kind, "averaged": self._averaged_networks().state_dict(), "updates": self.updates}
+        return {"kind": self.suffix, "averaged": self._averaged_networks().state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert self.averaged is not None
@@ -116,16 +122,6 @@ class WeightAveraging(Callback):
         networks = self.averaged.module
         assert isinstance(networks, nn.ModuleDict)
         return networks
-
-    def _refresh(self, run: Run) -> None:
-        for name, network in self._averaged_networks().items():
-            with (
-                undisturbed(run.train_loader) as loader,
-                iterating(loader) as batches,
-                run.trainer.precision.autocast(),
-            ):
-                own_share = -(-self.batchnorm_samples // world_size())
-                refresh_batchnorm(network, _inputs(run, name, batches, own_share))
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -194,38 +190,3 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def on_step_end(self, run: Run) -> None:
         self.update(run.task)
-
-
-@torch.no_grad()
-def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
-    """Measure anew the BatchNorm statistics of a network, averaged equally over batches of images.
-
-    A batch may be a tuple of all the network takes, as (latents, labels) for a generator. Frozen parts keep their
-    statistics. The network is left in evaluation mode.
-    """
-    train_unfrozen(network)
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    layers = [layer for layer in layers if layer.track_running_stats]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # None makes BatchNorm keep the equal average over batches
-    try:
-        for inputs in batches if layers else ():
-            network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        network.eval()
-
-
-def _inputs(run: Run, name: str, batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what the network of that name takes: images, unless the task says otherwise by a method ``inputs_of``."""
-    inputs_of = getattr(run.task, "inputs_of", None)
-    seen = 0
-    for batch in batches:
-        on_device = run.trainer.to_device(batch)
-        yield (on_device[0],) if inputs_of is None else inputs_of(name, on_device)
-        seen += len(on_device[0])
-        if seen >= samples:
-            return

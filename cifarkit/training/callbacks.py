@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from cifarkit.checks import check_integer, check_number
+from cifarkit.training.compatibility import is_of_this_metric
 from cifarkit.training.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -137,10 +138,11 @@ class EarlyStopping(Callback):
             run.stop(f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) for {stale} epochs")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_epoch": self.best_epoch, "monitor": self.monitor, "mode": self.mode}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        if is_of_this_metric(state, self):
+            self.best, self.best_epoch = state["best"], state["best_epoch"]
 
 
 class TimeLimit(Callback):

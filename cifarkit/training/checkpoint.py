@@ -14,6 +14,7 @@ from cifarkit.checks import check_integer
 from cifarkit.files import remove_abandoned, shown, write_atomically
 from cifarkit.training.archive import load_checkpoint, write_checkpoint
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
+from cifarkit.training.compatibility import is_of_this_metric
 from cifarkit.training.distributed import from_first_rank
 from cifarkit.training.weights import load_weights, save_weights
 
@@ -130,19 +131,25 @@ class ModelCheckpoint(Callback):
         run.last_checkpoint = str(self.last_path)
 
     def _choose(self, value: float, epoch: int) -> None:
-        """Enter the epoch into the list of the best if it belongs there."""
-        sign = 1 if self.mode == "min" else -1
-        if math.isnan(value) or (len(self.best) == self.save_top_k and not sign * value < sign * self.best[-1][0]):
+        """Enter the epoch into the list of the best if it belongs there; another save_top_k may have made the list."""
+        sign, most = 1 if self.mode == "min" else -1, self.save_top_k
+        chosen = f"epoch={epoch:03d}-{self.monitor}={value:.4f}.pt" if most > 1 else "best.pt"
+        others = self.best if most == 1 else [item for item in self.best if item[1] != chosen]  # it is written anew
+        if math.isnan(value) or (len(others) >= most and not sign * value < sign * others[most - 1][0]):
             return
-        self._chosen = f"epoch={epoch:03d}-{self.monitor}={value:.4f}.pt" if self.save_top_k > 1 else "best.pt"
-        kept, dropped = self.best[: self.save_top_k - 1], self.best[self.save_top_k - 1 :]
-        self.best = sorted([*kept, (value, self._chosen)], key=lambda item: sign * item[0])
-        self._dropped = [name for _, name in dropped if name != self._chosen]
+        if others and sign * value < sign * others[0][0]:  # best.pt will be this epoch's
+            others = [item for item in others if item[1] != "best.pt"]
+        before, self._chosen = self.best, chosen
+        self.best = sorted([*others, (value, chosen)], key=lambda item: sign * item[0])[:most]
+        kept = {"best.pt", *(name for _, name in self.best)}
+        self._dropped = [name for _, name in before if name not in kept]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor or "", "mode": self.mode}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["best"] and not is_of_this_metric(state, self):
+            return
         best = [(float(value), self._own(name)) for value, name in state["best"]]
         if any(math.isnan(value) for value, _ in best):  # it would stay the best for ever
             raise ValueError("the checkpoint counts a metric that is NaN among the best")

@@ -1,7 +1,8 @@
-"""Do task, optimizers and checkpoint belong together?"""
+"""Do task, optimizers, callbacks and checkpoint belong together?"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from cifarkit.training.config import describe_optimizer
@@ -43,3 +44,12 @@ def require_same_task(task: Task, state: dict[str, Any]) -> None:
                 f"the checkpoint belongs to another optimizer: {name!r} is {kinds[0]} there and {kinds[1]} here, "
                 "class and parameters of each group"
             )
+
+
+def is_of_this_metric(state: dict[str, Any], callback: Any) -> bool:
+    """Tell whether a saved state is about the metric that its callback watches, and warn if it is not."""
+    own = {"monitor": callback.monitor or "", "mode": callback.mode}
+    saved = {name: state.get(name, value) for name, value in own.items()}  # older checkpoints do not say
+    if saved != own:
+        warnings.warn(f"{type(callback).__name__} begins anew: it was saved with {saved} and has {own}", stacklevel=2)
+    return saved == own

@@ -6,7 +6,8 @@ import copy
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from cifarkit.checks import check_integer
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.distributed import gather
 from cifarkit.training.loading import iterating, require_batches, undisturbed
 from cifarkit.training.snapshot import untouched
 from cifarkit.training.task import Task, check_task
@@ -42,17 +44,28 @@ def estimate_seconds(trainer: Trainer, task: Task, loader: Iterable[Any], *, ste
     """
     steps = check_integer("steps", steps, 1)
     require_batches("loader", loader)
-    updates = _updates_by_epoch(trainer, len(loader))  # type: ignore[arg-type]
+    left = trainer.accumulation.total_updates(len(loader), trainer.max_epochs, trainer.max_steps)  # type: ignore[arg-type]
+    epochs, total = timed_epochs(trainer, task, loader, steps), 0.0
+    while left > 0:
+        updates, seconds = next(epochs)
+        total += min(updates, left) * seconds
+        left -= updates
+    return total
+
+
+def timed_epochs(trainer: Trainer, task: Task, loader: Iterable[Any], steps: int) -> Iterator[tuple[int, float]]:
+    """Yield of epoch after epoch, without end, the updates and the seconds of each; of several processes rank 0's."""
     timed: dict[tuple[Any, ...], float] = {}
-    total = 0.0
-    for epoch, count in enumerate(updates):
+    shape: tuple[int, ...] = ()
+    for epoch in count():
         batches, factor = _SameEpoch(loader, epoch), trainer.accumulation.factor(epoch)
-        kind = (factor, *_shape_of_first(batches))
+        if not shape or hasattr(loader, "epoch"):  # of another loader one epoch is as large as the next
+            shape = _shape_of_first(batches)
+        kind = (factor, *shape)
         if kind not in timed:
             with untouched(check_task(task)), undisturbed(loader):
-                timed[kind] = _seconds_an_update(trainer, task, batches, factor, steps)
-        total += count * timed[kind]
-    return total
+                timed[kind] = gather(_seconds_an_update(trainer, task, batches, factor, steps))[0]
+        yield trainer.accumulation.updates(len(batches), epoch), timed[kind]
 
 
 class _SameEpoch:
@@ -65,19 +78,22 @@ class _SameEpoch:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        with undisturbed(self.loader) as batches:
-            if hasattr(batches, "epoch"):  # a Loader, whose transform may depend on the epoch
-                batches.epoch = self.epoch
+        with undisturbed(self.loader) as batches, _at_epoch(batches, self.epoch):
             yield from batches
 
 
-def _updates_by_epoch(trainer: Trainer, batches: int) -> list[int]:
-    left = trainer.accumulation.total_updates(batches, trainer.max_epochs, trainer.max_steps)
-    updates: list[int] = []
-    while left > 0:
-        updates.append(min(left, trainer.accumulation.updates(batches, len(updates))))
-        left -= updates[-1]
-    return updates
+@contextmanager
+def _at_epoch(loader: Any, epoch: int) -> Iterator[None]:
+    """Put a loader that counts epochs into another for a while: its transform may depend on that."""
+    own = getattr(loader, "epoch", None)
+    if own is None:
+        yield
+        return
+    loader.epoch = epoch
+    try:
+        yield
+    finally:
+        loader.epoch = own  # of one that makes no copies of itself
 
 
 def _shape_of_first(loader: Iterable[Any]) -> tuple[int, ...]:
@@ -91,6 +107,7 @@ def _seconds_an_update(trainer: Trainer, task: Task, loader: Any, factor: int, s
     trial.accumulation = AccumulationPlan(factor)
     trial.max_epochs, trial.max_steps = None, _WARM_UP + steps
     trial.callbacks, trial.loggers, trial.progress = [clock], [], False
+    trial.schedule = lambda progress: 0.0  # which takes as long, and does not diverge
     trial.fit(task, loader)
     return clock.median()
 

@@ -33,13 +33,14 @@ def evaluate(
         guard: asked between two batches, if there is one.
     """
     distributed.average_statistics(task)
+    # Not inference_mode: a model that keeps a table made here could not use it in its next training step.
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, float] = {}
     with (
         undisturbed(loader) as bystander,
         iterating(bystander) as batches,
         evaluation_mode(task),
-        torch.inference_mode(),
+        torch.no_grad(),
     ):
         for batch in batches:
             if guard is not None:

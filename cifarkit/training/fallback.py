@@ -12,7 +12,10 @@ from cifarkit.seeding import RngState
 
 
 class FirstAttempt:
-    """What an update that fails may have changed before: random states and buffers, which are those of BatchNorm."""
+    """What an update that fails may have changed before: random states and buffers, which are those of BatchNorm.
+
+    Made once the batches are drawn, whose random numbers must not be drawn again.
+    """
 
     def __init__(self, task: nn.Module) -> None:
         self.random = RngState.capture()

@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 from cifarkit.checks import check_integer
 from cifarkit.inference import evaluation_mode
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.distributed import rank
+from cifarkit.training.distributed import gather, rank
 from cifarkit.training.loading import iterating, undisturbed
 
 if TYPE_CHECKING:
@@ -182,9 +182,11 @@ def _first(run: Run, count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _is_finite(run: Run) -> bool:
-    """Tell whether all weights and saved buffers are finite: BatchNorm's statistics may be lost before any weight."""
-    state = [item for item in run.task.state_dict().values() if isinstance(item, Tensor)]
+    """Tell whether all weights and saved buffers are finite: BatchNorm's statistics may be lost before any weight.
+
+    They may be lost on one rank alone, and all go back together.
+    """
+    state = [item for name, item in run.task.state_dict().items() if name not in run.unbounded]
+    floats = [item for item in state if isinstance(item, Tensor) and item.is_floating_point() and item.numel()]
     # The largest entry, not the usual norm, as the square of a statistic that is only large may overflow.
-    return bool(
-        get_total_norm([item for item in state if item.is_floating_point() and item.numel()], torch.inf).isfinite()
-    )
+    return all(gather(bool(get_total_norm(floats, torch.inf).isfinite())))

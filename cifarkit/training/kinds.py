@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,9 +57,11 @@ def tensor_of(dtype: torch.dtype) -> Kind:
     return Kind(f"a dense tensor of {dtype}", lambda value: TENSOR.fits(value) and value.dtype == dtype)
 
 
-def require_finite(tensors: Mapping[str, Any], where: str) -> None:
+def require_finite(tensors: Mapping[str, Any], where: str, *, but_for: Collection[str] = ()) -> None:
     """Raise ValueError if a tensor at ``where`` holds a number that is not finite; nothing that trained well does."""
     for name, tensor in tensors.items():
+        if name in but_for:
+            continue
         holds_floats = TENSOR.fits(tensor) and tensor.is_floating_point() and tensor.numel()
         # The extremes of a tensor are finite if all of it is; unlike isfinite() they need no memory of its size.
         if holds_floats and not all(bool(extreme.isfinite()) for extreme in tensor.aminmax()):
@@ -81,6 +84,24 @@ def entry(table: Mapping[Any, Any], key: Any, kind: Kind, where: str) -> Any:
         raise ValueError(f"{where}[{key!r}] is missing")
     require(table[key], kind, f"{where}[{key!r}]")
     return table[key]
+
+
+def as_number(value: Any) -> Any:
+    """Return the number in a tensor or array of one as Python's own, and anything else as it is."""
+    single = isinstance(value, (np.generic, np.ndarray)) and value.size == 1
+    return value.item() if single or (TENSOR.fits(value) and value.numel() == 1) else value
+
+
+def as_numbers(table: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Return each entry as :func:`as_number` does.
+
+    Raises:
+        ValueError: if one is no number.
+    """
+    numbers = {name: as_number(value) for name, value in table.items()}
+    for name, number in numbers.items():
+        require(number, NUMBER, f"{where}[{name!r}]")
+    return numbers
 
 
 def require_like(value: Any, own: Any, where: str) -> None:

@@ -50,11 +50,11 @@ def undisturbed(loader: Any) -> Iterator[Any]:
     """Yield the loader to iterate over: its position and the global random states do not move by that.
 
     A loader that can make a copy of itself is spared altogether, for a position put back is a position to start at,
-    which it was not if the loader was in the middle of an iteration or looked at before. Another loader's state is
-    put back when the block ends.
+    which it was not if the loader was in the middle of an iteration or looked at before. The copy starts at the first
+    batch of the epoch. Another loader's state is put back when the block ends.
     """
     rng, generators = RngState.capture(), generator_states(loader)
-    bystander = loader.copy() if hasattr(loader, "copy") else loader
+    bystander = _rewound(loader.copy()) if hasattr(loader, "copy") else loader
     state = loader.state_dict() if bystander is loader and hasattr(loader, "state_dict") else None
     try:
         yield bystander
@@ -63,6 +63,14 @@ def undisturbed(loader: Any) -> Iterator[Any]:
             loader.load_state_dict(state)
         set_generator_states(loader, generators)
         rng.restore()
+
+
+def _rewound(loader: Any) -> Any:
+    """Put a loader that counts samples, as cifarkit's own do, back to the first: a resumed one may be at its end."""
+    state = loader.state_dict() if hasattr(loader, "position") and hasattr(loader, "state_dict") else {}
+    if "samples" in state:
+        loader.load_state_dict({**state, "samples": 0})
+    return loader
 
 
 @contextmanager
@@ -77,7 +85,7 @@ def iterating(batches: Iterable[Any]) -> Iterator[Iterator[Any]]:
 
 
 def generator_states(loader: Any) -> list[Tensor]:
-    """Return the states of the generators that a DataLoader and its sampler were given."""
+    """Return the states of the generators that a DataLoader and its samplers were given."""
     return [generator.get_state() for generator in _generators(loader)]
 
 
@@ -88,7 +96,11 @@ def set_generator_states(loader: Any, states: Sequence[Tensor]) -> None:
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    candidates = [getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None)]
+    sampler, batch_sampler = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    candidates = [getattr(item, "generator", None) for item in (loader, sampler)]
+    for item in (batch_sampler, getattr(batch_sampler, "sampler", None)):  # most often the sampler once more
+        generator = getattr(item, "generator", None)
+        candidates += [] if any(generator is other for other in candidates) else [generator]
     return [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
 
 

@@ -25,6 +25,7 @@ from cifarkit.training.kinds import (
     TENSOR,
     TEXT,
     Kind,
+    as_number,
     entry,
     require,
 )
@@ -64,7 +65,7 @@ def require_optimizer_state(saved: Mapping[str, Any], optimizer: Optimizer, wher
             if name != "params" and (name in group or same_torch or name in ("lr", "base_rate")):
                 entry(group, name, _setting_like(value), place)
         for name in {"lr", "base_rate"} & own.keys():
-            require(_as_number(group[name]), AMOUNT, f"{place}[{name!r}]")
+            require(as_number(group[name]), AMOUNT, f"{place}[{name!r}]")
         refusal = _refusal_of(group, optimizer)
         if refusal is not None and _refusal_of(own, optimizer) is None:
             raise ValueError(f"{place} holds settings that {type(optimizer).__name__} does not take: {refusal}")
@@ -82,19 +83,14 @@ def _is_own(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith(("torch.", "cifarkit."))
 
 
-def _as_number(value: Any) -> Any:
-    """Return the number in a tensor of one, and anything else as it is."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 and TENSOR.fits(value) else value
-
-
 def _refusal_of(group: Mapping[str, Any], optimizer: Optimizer) -> str | None:
     """Return what the class of the optimizer says against the numbers of a group, by making one of them."""
     if not _is_own(optimizer):  # the making of another kind may do anything
         return None
     known = inspect.signature(type(optimizer)).parameters
-    settings = {name: _as_number(value) for name, value in group.items() if name in known and name != "params"}
+    settings = {name: as_number(value) for name, value in group.items() if name in known and name != "params"}
     settings = {name: value for name, value in settings.items() if NUMBER.fits(value) or _are_numbers(value)}
-    settings["lr"] = _as_number(group.get("base_rate", group["lr"]))  # the rate itself may be bent to 0
+    settings["lr"] = as_number(group.get("base_rate", group["lr"]))  # the rate itself may be bent to 0
     try:
         type(optimizer)([torch.zeros(1, 1)], **settings)
     except Exception as error:  # classes say in many ways what they do not take
@@ -154,7 +150,7 @@ def _require_moments(states: Mapping[int, Any], members: Mapping[int, tuple[Tens
         for name, value in values.items():
             place, parameter = f"{where}[{number}][{name!r}]", members[number][0]
             if name in _SINGLE:
-                require(_as_number(value), AMOUNT if name == "step" else FINITE, place)
+                require(as_number(value), AMOUNT if name == "step" else FINITE, place)
             elif isinstance(value, Tensor):
                 floating = value.is_floating_point() or value.is_complex()
                 if value.shape != parameter.shape or not floating:

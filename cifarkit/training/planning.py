@@ -10,7 +10,7 @@ from typing import Any
 from cifarkit.checks import check_integer, check_number
 from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training.distributed import from_first_rank, process_group, rank
-from cifarkit.training.estimate import estimate_seconds
+from cifarkit.training.estimate import timed_epochs
 from cifarkit.training.loading import require_batches
 from cifarkit.training.task import Task
 from cifarkit.training.trainer import Trainer
@@ -41,7 +41,7 @@ def plan_updates(
         settings: arguments of its Trainer but for the end.
         epochs: its length, unless minutes are given: then it is as many updates as fit into them.
         share: of the minutes that is for updates; the rest is for averages, validation, grids and saves.
-        timed: updates to time for that.
+        timed: updates to time for that, of each size of image and each accumulation.
     Raises:
         ValueError: if a number is out of range, the loader is empty, or the file is damaged.
         TypeError: if the loader has no length, or the settings are none of a Trainer.
@@ -51,7 +51,7 @@ def plan_updates(
     minutes = None if minutes is None else check_number("minutes", minutes, 0, above=True)
     share = check_number("share", share, 0, 1, above=True)
     updates = from_first_rank(lambda: _read(path) if path.exists() else None)
-    trial = Trainer(**{**settings, "max_steps": len(loader), "progress": False})  # type: ignore[arg-type]
+    trial = Trainer(**{**settings, "max_steps": 1, "progress": False})
     by_epochs = trial.accumulation.total_updates(len(loader), epochs, None)  # type: ignore[arg-type]
     if updates is not None:
         if rank() == 0 and (minutes or updates != by_epochs):
@@ -63,12 +63,17 @@ def plan_updates(
 
 
 def _fitting(trial: Trainer, task: Task, loader: Iterable[Any], minutes: float, timed: int) -> int:
-    """Return as many updates as fit, after timing some; what rank 0 finds holds for all."""
-    seconds = estimate_seconds(trial, task, loader, steps=timed) / trial.max_steps  # type: ignore[operator]
-    updates = from_first_rank(lambda: max(1, int(60 * minutes / seconds)))
+    """Return as many updates as fit, epoch by epoch, after timing some of each kind."""
+    left, updates, epochs = 60 * minutes, 0, 0.0
+    for whole, seconds in timed_epochs(trial, task, loader, timed):
+        fitting = min(whole, int(left / seconds))
+        left, updates, epochs = left - fitting * seconds, updates + fitting, epochs + fitting / whole
+        if fitting < whole:
+            break
+    updates = max(updates, 1)
     if rank() == 0:
-        epochs = updates / trial.accumulation.updates(len(loader), 0)  # type: ignore[arg-type]
-        print(f"{seconds:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)
+        mean = (60 * minutes - left) / updates or seconds
+        print(f"{mean:.3f} s an update: {updates:,} updates, {epochs:.1f} epochs, are planned", flush=True)
     return updates
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from cifarkit.seeding import RngState
 from cifarkit.training.callbacks import Callback
@@ -18,12 +19,13 @@ from cifarkit.training.distributed import average_statistics, gather, rank, sepa
 from cifarkit.training.kinds import require_like
 from cifarkit.training.loading import generator_states, set_generator_states
 from cifarkit.training.meters import NonFiniteLossError
-from cifarkit.training.structure import FORMAT_VERSION, require_fitting, require_whole
+from cifarkit.training.structure import FORMAT_VERSION, STATISTICS, require_fitting, require_whole
 
 if TYPE_CHECKING:
     from cifarkit.training.run import Run
 
 _log = logging.getLogger(__name__)
+_WATCHED = {"monitor", "mode"}  # entries of callbacks that older checkpoints have not
 _COUNTERS = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
 
 
@@ -51,8 +53,16 @@ def state_of(run: Run) -> dict[str, Any]:
     }
 
 
+def unbounded_buffers(task: nn.Module) -> frozenset[str]:
+    """Name the buffers that are not finite before training, as a mask of -inf, and may stay so; BatchNorm's may not."""
+    named = task.named_buffers(remove_duplicate=False)
+    floats = [(name, item) for name, item in named if item.is_floating_point() and not name.endswith(STATISTICS)]
+    return frozenset(name for name, item in floats if not bool(item.isfinite().all()))
+
+
 def _require_finite_weights(run: Run) -> None:
-    floating = [tensor for tensor in run.task.state_dict().values() if tensor.is_floating_point() and tensor.numel()]
+    state = [tensor for name, tensor in run.task.state_dict().items() if name not in run.unbounded]
+    floating = [tensor for tensor in state if tensor.is_floating_point() and tensor.numel()]
     # The extremes of a tensor are finite if all of it is; unlike isfinite() they need no memory of its size.
     finite = [extreme.isfinite() for tensor in floating for extreme in tensor.aminmax()]
     if finite and not torch.stack(finite).all():
@@ -84,7 +94,6 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.go_on_counting(counters.pop("seconds"))
     for name in counters.keys() & {*_COUNTERS}:
         setattr(run, name, counters[name])
-    run.history = [row for row in run.history if row["epoch"] < run.epoch]  # drop the row of a partial epoch
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
         run.batches = getattr(run.train_loader, "position", run.batches)  # in batches of the present size
     warn_of_differences(state["config"]["environment"])
@@ -116,7 +125,9 @@ def restore_callbacks(run: Run, states: list[dict[str, Any]]) -> None:
             unused.remove(match)
             where = f"checkpoint['callbacks'][{match[0]}]['state']"
             if type(callback).__module__.startswith("cifarkit."):  # those of others may have entries that come and go
-                require_like(match[1]["state"], callback.state_dict(), where)
+                absent = _WATCHED if not _WATCHED & match[1]["state"].keys() else set()
+                own = {name: value for name, value in callback.state_dict().items() if name not in absent}
+                require_like(match[1]["state"], own, where)
             matches.append((callback, match[1]["state"], where))
     dropped = [saved["name"] for _, saved in unused if saved["state"]]
     if dropped and rank() == 0:

@@ -14,11 +14,11 @@ from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters
 from cifarkit.training.config import describe
 from cifarkit.training.distributed import require_alike
-from cifarkit.training.fallback import FirstAttempt
+from cifarkit.training.kinds import as_numbers
 from cifarkit.training.loading import require_batches, undisturbed
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.position import Position
-from cifarkit.training.resuming import state_of, take_up
+from cifarkit.training.resuming import state_of, take_up, unbounded_buffers
 from cifarkit.training.task import Batch, Task, Update, metric_name
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Run:
         self.loggers = list(loggers)
         self.scalers = {name: trainer.precision.scaler() for name in task.optimizers}
         self.parameters = list(task.parameters())
+        self.unbounded = unbounded_buffers(task)  # which are left out where all must be finite
         require_own_parameters(task)
         self.schedule = trainer.schedule
         self.step = self.epoch = self.images = 0
@@ -71,7 +72,7 @@ class Run:
             self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
         )
         self.meters, self.at_log_step, self.stepped = Meters(), False, False
-        self.first_attempt: FirstAttempt | None = None  # until an update has succeeded
+        self.attempted = False  # whether an update has succeeded
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.stopped_because: str | None = None
@@ -106,6 +107,11 @@ class Run:
         return self.batches_in_epoch - self.batches
 
     @property
+    def lacks_a_row(self) -> bool:
+        """Whether batches of the running epoch are used up and its end is still to come, as where a save was made."""
+        return self.batches > 0 and not any(row["epoch"] == self.epoch for row in self.history)
+
+    @property
     def example_images(self) -> Tensor:
         """One training image (1, C, H, W) on the device, transformed as in training; the run does not notice."""
         with undisturbed(self.train_loader) as batches:
@@ -122,10 +128,14 @@ class Run:
         self.stopped_because = self.stopped_because or reason
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics to the newest epoch: to ``metrics`` and to the last row of ``history``."""
-        self.metrics.update(metrics)
-        if self.history:
-            self.history[-1].update(metrics)
+        """Add metrics, numbers or tensors of one, to ``metrics`` and to the last row of ``history``, the newest epoch.
+
+        Raises:
+            ValueError: for anything else, which no checkpoint could bring back.
+        """
+        numbers = as_numbers(metrics, "metrics")
+        for table in (self.metrics, *self.history[-1:]):
+            table.update(numbers)
 
     def log_later(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the next log line."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _ROW = ("epoch", "step", "lr", "images_per_second", "seconds")  # what every row of a history has
 _RECORDED = NUMBER | FLAG | NOTHING | TEXT | TENSOR
-_STATISTICS = ("running_mean", "running_var")
+STATISTICS = ("running_mean", "running_var")
 _SCALER = {
     "scale": POSITIVE,
     "growth_factor": Kind("a finite number above 1", lambda value: FINITE.fits(value) and value > 1),
@@ -69,7 +69,7 @@ def require_whole(state: Mapping[str, Any], run: Run) -> None:
             require(value, tensor_of(own[key].dtype), f"checkpoint['task'][{key!r}]")
         else:
             require(value, TENSOR, f"checkpoint['task'][{key!r}]")
-    require_finite(state["task"], "checkpoint['task']")
+    require_finite(state["task"], "checkpoint['task']", but_for=run.unbounded)
     for index, item in enumerate(entry(state, "callbacks", LIST, "checkpoint")):
         where = f"checkpoint['callbacks'][{index}]"
         require(item, TABLE, where)
@@ -77,8 +77,8 @@ def require_whole(state: Mapping[str, Any], run: Run) -> None:
         own_state = entry(item, "state", TABLE, where)
         if TABLE.fits(own_state.get("averaged")):
             averaged = own_state["averaged"].items()  # whose statistics of BatchNorm are measured anew
-            lasting = {name: tensor for name, tensor in averaged if not str(name).endswith(_STATISTICS)}
-            require_finite(lasting, f"{where}['state']['averaged']")
+            lasting = {name: tensor for name, tensor in averaged if not str(name).endswith(STATISTICS)}
+            require_finite(lasting, f"{where}['state']['averaged']", but_for=run.unbounded)
     _require_config(entry(state, "config", TABLE, "checkpoint"))
 
 

@@ -38,6 +38,8 @@ class _ScalarLogger(Logger):
     def _write_epoch(self, run: Run) -> None:
         """Write the numbers of the newest epoch that are not written yet, such as the SWA accuracy at the end."""
         row = _numbers(run.history)
+        if row.get("epoch", 0) < self._written.get("epoch", 0):
+            return  # a resumed run has dropped the row of a part of an epoch, and was stopped before the whole one's
         new = {f"epoch/{name}": value for name, value in row.items() if self._written.get(name) != value}
         if new:
             self._write(new, run.step)

@@ -235,9 +235,8 @@ class Trainer:
         run.stopped_because = next(filter(None, distributed.gather(run.stopped_because)), None)
 
     def _run_epochs(self, run: Run, guard: InterruptGuard) -> None:
-        run.first_attempt = FirstAttempt(run.task)
         try:
-            while not self.is_finished(run):
+            while run.lacks_a_row or not self.is_finished(run):  # the end of an epoch may have been interrupted
                 self._run_epoch(run, guard)
             run.notify("on_fit_end")
             distributed.heed(guard)
@@ -247,6 +246,7 @@ class Trainer:
             raise SystemExit(guard.exit_code) from None
 
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
+        run.history[:] = [row for row in run.history if row["epoch"] < run.epoch]  # without that of a part of this one
         run.notify("on_epoch_start")
         run.task.train()
         with iterating(run.open_loader()) as batches:
@@ -261,7 +261,9 @@ class Trainer:
     def _run_batches(self, run: Run, batches: Iterator[Batch], guard: InterruptGuard) -> bool:
         """Train on the batches of an epoch; return False if the run ended before the last of them."""
         factor = self.accumulation.factor(run.epoch)
-        while window := run.take(batches, factor):
+        while run.batches in (0, run.batches_in_epoch) or not self.is_finished(run):
+            if not (window := run.take(batches, factor)):
+                return True
             last = run.batches_left == 0 or run.step + 1 == run.total_steps
             run.at_log_step = last or (run.step + 1) % self.log_every_n_steps == 0
             stepped = self._train_step_or_fall_back(run, window)
@@ -272,15 +274,13 @@ class Trainer:
                 for hook in run.step_hooks:
                     hook(run)
             run.stopped_because = distributed.heed(guard, run.stopped_because)
-            if run.batches_left and self.is_finished(run):
-                return False
-        return True
+        return False
 
     def _train_step_or_fall_back(self, run: Run, window: Sequence[Batch]) -> bool:
+        before = None if run.attempted else FirstAttempt(run.task)
         while True:
             try:
-                stepped = self.train_step(run, window)
-                run.first_attempt = None
+                stepped, run.attempted = self.train_step(run, window), True
                 return stepped
             except Exception as error:
                 if run.stepped:  # repeating the window would step an optimizer of an earlier stage twice
@@ -289,8 +289,8 @@ class Trainer:
                     fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
                 window = [self.to_device(batch) for batch in window]
                 run.meters.forget(run.step)
-                if run.first_attempt is not None:
-                    run.first_attempt.undo()
+                if before is not None:
+                    before.undo()
 
     def _takes_rows(self, task: Task, error: Exception) -> bool:
         """Change to PyTorch's usual layout if a network has just refused channels_last; tell whether it has."""

@@ -31,7 +31,7 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
     Args:
         model: the network, built like the one that was saved.
         path: a file of :func:`save_weights`, or a checkpoint of a run whose task holds the network.
-        average: take the averaged weights of a checkpoint instead: "ema" or "swa".
+        average: take the averaged weights of a checkpoint instead: "ema" or "swa", or "ema_2" for the second EMA.
     Raises:
         ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
     """

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.attribution import scoring
-from cifarkit.attribution.faithfulness import FaithfulnessCurve, completeness_error, deletion_curve, insertion_curve
+from cifarkit.attribution.faithfulness import (
+    FaithfulnessCurve,
+    completeness_error,
+    deletion_curve,
+    insertion_curve,
+    pool_completeness_error,
+)
 
 CURVES = [deletion_curve, insertion_curve]
 
@@ -81,6 +87,17 @@ def test_completeness_where_nothing_changes() -> None:
     model, images = Linear(), torch.zeros(2, 3, 4, 4)
     maps = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     assert completeness_error(model, images, 0, maps).tolist() == [0, torch.inf]
+
+
+def test_a_pool_of_baselines_counts_with_the_mean_of_its_logits() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.ReLU())
+    images, pool = photos(), 3 * photos(7)
+    with torch.no_grad():
+        change = model(images)[:, 1] - model(pool)[:, 1].mean()
+    maps = (change / 48)[:, None, None, None].expand_as(images)
+    assert pool_completeness_error(model, images, 1, maps, pool, max_batch=2).max() < 1e-5
+    assert torch.allclose(pool_completeness_error(model, images, 1, 0.5 * maps, pool), torch.full((3,), 0.5))
+    assert completeness_error(model, images, 1, maps, pool.mean(0)).min() > 0.01
 
 
 def test_areas_of_a_linear_model_are_those_of_the_formula() -> None:
@@ -164,6 +181,19 @@ def test_the_frozen_copy_of_long_work_gives_the_same_curve(monkeypatch: pytest.M
     plain = deletion_curve(model, photos(), 0, photos(), steps=8)
     monkeypatch.setattr("cifarkit.inference._WORTH_FREEZING", 1)
     assert torch.allclose(deletion_curve(model, photos(), 0, photos(), steps=8).scores, plain.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_are_brought_to_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+    maps = photos() - 0.2
+    for figure in (deletion_curve, insertion_curve):
+        found, expected = (figure(model, photos(), 1, maps) for model in (Linear().to(dtype), Linear()))
+        assert torch.allclose(found.scores, expected.scores, atol=0.03)
+    found, expected = (
+        completeness_error(model, photos(), None, maps, "blur", relative=False)
+        for model in (Linear().to(dtype), Linear())
+    )
+    assert torch.allclose(found, expected, atol=0.1)
 
 
 @pytest.mark.parametrize("curve", CURVES)

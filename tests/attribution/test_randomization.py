@@ -100,6 +100,21 @@ def test_each_stage_keeps_what_was_made_random_before() -> None:
     assert changed[1] == [False, True, True, False, False, False, False]
 
 
+def test_a_layer_is_given_by_itself_or_by_name() -> None:
+    model = tiny()
+    named, given = (randomization_check(model, photos(), 0, "grad_cam", layer=layer) for layer in ("2", model[2]))
+    assert torch.equal(named.correlations, given.correlations)
+    with pytest.raises(ValueError, match=r"layer=ReLU\(\) is no module of the model"):
+        randomization_check(model, photos(), 0, "grad_cam", layer=nn.ReLU())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("method", ["input_x_gradient", gradient])
+def test_images_are_brought_to_the_dtype_of_the_weights(method: Any, dtype: torch.dtype) -> None:
+    check = randomization_check(tiny().to(dtype), photos(), 0, method, stages=2)
+    assert check.correlations.isfinite().all()
+
+
 def test_the_check_is_decided_by_the_seed() -> None:
     first, again, other = (randomization_check(tiny(), photos(), 0, gradient, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.correlations, again.correlations)

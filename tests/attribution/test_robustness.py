@@ -1,5 +1,6 @@
 """Captum's infidelity and sensitivity with noise of their own: closed forms, any batch, nothing left behind."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,32 @@ def test_sensitivity_of_an_image_depends_on_nothing_but_the_seed() -> None:
     assert not torch.allclose(sensitivity(model, photos(5), None, gradient, seed=1), whole, rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_disturbed_copies_keep_the_baseline_of_their_image(size: int | None) -> None:
+    model, starts, options = TinyNet(), photos(5).roll(1, 0), {"disturbed": 4, "max_batch": size}
+    found = sensitivity(model, photos(5), 1, "integrated_gradients", baselines=starts, **options)
+    alone = [
+        sensitivity(model, image[None], 1, "integrated_gradients", baselines=start, **options)
+        for image, start in zip(photos(5), starts, strict=True)
+    ]
+    assert torch.allclose(found, torch.cat(alone), rtol=1e-3)
+    pool = sensitivity(model, photos(5), 1, "gradient_shap", baselines=photos(5), samples=3, **options)
+    assert pool.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_are_brought_to_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
+    model = TinyNet()
+    other = copy.deepcopy(model).to(dtype)
+    for method in ("input_x_gradient", gradient):
+        found, expected = (sensitivity(net, photos(), 1, method, radius=0.3) for net in (other, model))
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, rtol=0.1)
+    found, expected = (infidelity(net, photos(), 1, photos()) for net in (other, model))
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, rtol=0.05)
+
+
 def test_a_method_is_named_or_given() -> None:
     model = TinyNet()
     named = sensitivity(model, photos(), 1, "saliency")
@@ -147,6 +174,12 @@ def test_modes_and_gradients_come_back_after_an_exception() -> None:
         (sensitivity, {"method": 3}, TypeError, "method=3; give a name of METHODS, or a function"),
         (sensitivity, {"method": TinyNet}, TypeError, "give a name of METHODS, or a function"),
         (sensitivity, {"steps": 4}, TypeError, r"options \['steps'\] go with a name of METHODS"),
+        (
+            sensitivity,
+            {"method": "deep_lift", "baselines": photos(2)},
+            ValueError,
+            r"baselines has shape \(2, .* \(3, 3",
+        ),
         (sensitivity, {"method": lambda *_: photos(1)}, ValueError, r"attributions are \(1, 3, 4, 4\) for images"),
     ],
 )

@@ -1,5 +1,7 @@
 """All figures of trust at once: those of the functions that compute them, and only what was asked for."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,29 @@ def test_methods_with_samples_of_their_own_are_asked_again_with_them(method: str
     found = trust(MODEL, IMAGES, 1, method, maps, disturbed=1, stages=1, curve_steps=2, **SMALL[method])
     assert found.sensitivity > 0
     assert found.verdict is not None
+
+
+def test_a_pool_of_baselines_counts_with_the_mean_of_its_logits() -> None:
+    pool = 2 * torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = MODEL(IMAGES)[:, 1] - MODEL(pool)[:, 1].mean()
+    maps = (change / 192)[:, None, None, None].expand_as(IMAGES)
+    options = {"samples": 4, "baselines": pool}
+    found = trust(MODEL, IMAGES, 1, "gradient_shap", maps, curve_steps=2, disturbed=1, stages=1, **options)
+    assert found.completeness < 1e-5
+    assert completeness_error(MODEL, IMAGES, 1, maps, pool.mean(0)).mean() > 0.1
+    assert found.infidelity <= 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_figures_of_weights_of_another_dtype_are_alike(dtype: torch.dtype) -> None:
+    maps, request = attribute(MODEL, IMAGES, 1, "input_x_gradient"), (IMAGES, 1, "input_x_gradient")
+    expected, found = (
+        trust(model, *request, maps, disturbed=2, stages=1, curve_steps=4).as_dict()
+        for model in (MODEL, copy.deepcopy(MODEL).to(dtype))
+    )
+    for name in ("completeness", "deletion", "insertion", "infidelity", "sensitivity"):
+        assert found[name] == pytest.approx(expected[name], rel=0.1)
 
 
 def test_json_gets_no_infinity_and_no_nan() -> None:

@@ -176,6 +176,44 @@ def test_partial_file_that_is_whole_or_too_long(site: Site, tmp_path: Path, leng
     assert download([f"{site.address}/file"], tmp_path / "file", md5=MD5, **FAST).read_bytes() == BODY
 
 
+@pytest.mark.parametrize("part", [os.urandom(300_000), os.urandom(500_000)], ids=["damaged", "too long"])
+def test_progress_after_a_part_was_thrown_away_is_counted_from_the_start(
+    site: Site, tmp_path: Path, part: bytes
+) -> None:
+    (tmp_path / "file.part").write_bytes(part)
+    site.cut = 80_000
+    path = download([f"{site.address}/file"], tmp_path / "file", md5=MD5, attempts=2, **FAST)
+    assert path.read_bytes() == BODY
+    assert [asked for _, asked in site.asked][-4:] == [f"bytes={start}-" for start in range(80_000, 400_000, 80_000)]
+
+
+def test_progress_after_a_part_of_unknown_origin_was_dropped_is_counted_from_the_start(
+    site: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(b"x" * 300_000)
+    site.cut = 80_000
+    path = download([f"{site.address}/file"], tmp_path / "file", attempts=2, **FAST)
+    assert path.read_bytes() == BODY
+    assert site.asked[0] == ("/file", None)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_mirror_that_is_never_done_comes_to_an_end(site: Site, tmp_path: Path, ranges: bool) -> None:
+    site.body, site.cut, site.ranges = os.urandom(len(BODY)), 150_000, ranges
+    with pytest.raises(DownloadError, match="could not download file"):
+        download([f"{site.address}/file"], tmp_path / "file", md5=MD5, attempts=2, **FAST)
+    assert len(site.asked) < 20
+
+
+@pytest.mark.parametrize("checksum", [{"md5": MD5}, {"sha256": hashlib.sha256(BODY).hexdigest()}])
+def test_a_whole_part_is_used_without_a_line(tmp_path: Path, checksum: dict[str, str]) -> None:
+    (tmp_path / "file.part").write_bytes(BODY)
+    (tmp_path / "file.part.json").write_text("{}")
+    path = download(["http://127.0.0.1:1/refused"], tmp_path / "file", attempts=1, **checksum, **FAST)
+    assert path.read_bytes() == BODY
+    assert listing(tmp_path) == ["file"]
+
+
 def test_every_fault_is_listed_with_the_way_by_hand(site: Site, tmp_path: Path) -> None:
     site.body = b"not the file"
     urls = [f"{site.address}/missing", f"{site.address}/file", "http://127.0.0.1:1/refused"]

@@ -97,7 +97,7 @@ def test_a_changed_backbone_is_run_anew(change: Callable[[Any], Any], caplog: py
     with torch.no_grad():
         change(backbone)
     assert_same_batches(other, make(backbone=backbone))
-    assert caplog.text.count("the backbone has changed since its features were kept, so they are computed anew") == 1
+    assert caplog.text.count("has changed since the features were kept, so they are computed anew") == 1
     backbone.calls.clear()
     assert len(list(loader)) == 4
     assert not backbone.calls  # copies share what was computed anew, too
@@ -122,6 +122,40 @@ def test_a_head_that_learns_is_no_change_of_the_features() -> None:
     assert len(list(loader)) == 4
     assert not network.backbone.calls
     assert not any(part._forward_pre_hooks for part in network.modules())
+
+
+class Embedded(nn.Module):
+    """Features that take a parameter from around them, where no module runs: all of it goes by methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.backbone, self.inner.positions = Backbone(), nn.Parameter(torch.zeros(4, 4))
+
+    def features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.inner.backbone(images) + self.inner.positions
+        return features
+
+
+def test_a_parameter_of_a_part_that_does_not_run_itself_is_watched() -> None:
+    network, loader = Embedded(), Loader(numbered(), 6)
+    features = FeatureLoader(loader, network.features, precision="fp32")
+    list(features)
+    nn.init.normal_(network.inner.positions)
+    assert_same_batches(features, FeatureLoader(loader, network.features, precision="fp32"))
+
+
+def test_images_changed_in_place_are_run_anew(caplog: pytest.LogCaptureFixture) -> None:
+    loader = make()
+    list(loader)
+    loader.dataset.images.bitwise_not_()
+    (whole, labels), backbone = next(iter(Loader(loader.dataset, 20))), loader.backbone
+    assert isinstance(backbone, Backbone)
+    with torch.no_grad():
+        expected = dict(zip(labels.tolist(), backbone.eval()(whole), strict=True))
+    for features, own in loader:
+        torch.testing.assert_close(features, torch.stack([expected[label] for label in own.tolist()]))
+    assert "the backbone or an image has changed since the features were kept" in caplog.text
 
 
 @pytest.mark.parametrize("transform", [None, AUGMENTED])
@@ -268,6 +302,11 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(transform: Any, tmp_path:
     ("arguments", "error", "message"),
     [
         (([1, 2], Backbone()), TypeError, "loader is a list; give a cifarkit.data.Loader of images"),
+        (
+            (make(), Backbone()),
+            TypeError,
+            r"loader is a FeatureLoader, which gives features; give its Loader of images, .* nn\.Sequential\(first",
+        ),
         ((None, torch.relu), TypeError, "backbone is a builtin_function_or_method; give a .* such as hybrid.features"),
         ((None, lambda images: images), TypeError, "backbone is a function; give a torch.nn.Module"),
         ((None, nn.Flatten(0)), TypeError, r"backbone gives \(108,\) for 1 images; it must give a tensor \(B, ...\)"),

@@ -402,6 +402,26 @@ def test_a_position_holds_for_another_batch_size_and_number_of_ranks() -> None:
         assert_same_pixels(pixels, rest)
 
 
+@pytest.mark.parametrize(("before", "after"), [(5, 3), (3, 5), (4, 20), (5, 5)])
+def test_the_end_of_an_epoch_is_one_position_for_every_batch_size(before: int, after: int) -> None:
+    loader = Loader(numbered(20), before, shuffle=True, drop_last=True)
+    batches = iter(loader)
+    for _ in range(len(loader)):  # the position of a run that is saved between its last update and its validation
+        next(batches)
+    resumed = Loader(numbered(20), after, shuffle=True, drop_last=True)
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.position == len(resumed)
+    assert list(resumed) == []
+    assert (resumed.epoch, resumed.position, len(list(resumed))) == (1, 0, len(resumed))
+
+
+def test_an_end_behind_dropped_samples_is_still_taken_as_it_was_once_saved() -> None:
+    state = Loader(numbered(20), 3, drop_last=True).state_dict() | {"samples": 18}
+    resumed = Loader(numbered(20), 3, drop_last=True)
+    resumed.load_state_dict(state)
+    assert resumed.position == len(resumed)
+
+
 def test_a_position_is_plain_numbers() -> None:
     assert Loader(numbered(3), 2, seed=5).state_dict() == {
         "epoch": 0,

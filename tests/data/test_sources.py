@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from cifarkit.data import ImageDataset, cifar10, cifar100, image_folder, load_npz, read_images, sources
+from cifarkit.data import ImageDataset, cifar10, cifar100, image_folder, load_npz, pictures, read_images, sources
 from cifarkit.data.download import DownloadError
 from cifarkit.data.expected import Expected
 
@@ -258,6 +258,22 @@ def test_sixteen_bits_are_scaled_and_upright_is_kept(tmp_path: Path) -> None:
     dataset = image_folder(tmp_path)
     assert (dataset.images[0] == 0x80).all()
     assert dataset.image_shape == (3, 8, 10)
+
+
+@pytest.mark.parametrize(
+    "content", [b"P5 2 1 65535\n\x80\0\xff\xff", b"P5 2 1 1023\n\x02\0\x03\xff", b"P2 2 1 1023\n512 1023\n"]
+)
+def test_sixteen_bits_of_pgm_are_scaled(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.pgm").write_bytes(content)
+    assert read_images(tmp_path / "0.pgm")[0, :, 0].tolist() == [[128, 255]] * 3
+
+
+def test_sixteen_bits_that_an_older_pillow_gives_as_32_are_scaled() -> None:
+    grey = Image.fromarray(np.array([[-5, 0x8000, 70_000]], np.int32))
+    assert grey.mode == "I"
+    assert np.asarray(pictures._to_rgb(grey, "PNG"))[0, :, 0].tolist() == [0, 128, 255]
+    with pytest.raises(ValueError, match="pixels of mode 'I' have no fixed range; save the picture with 8 bits"):
+        pictures._to_rgb(grey, "TIFF")
 
 
 def test_first_other_size_is_named(tmp_path: Path) -> None:

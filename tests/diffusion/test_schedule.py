@@ -131,6 +131,18 @@ def test_velocity_is_the_slope_along_the_circle_and_gives_the_noise_back(schedul
 
 
 @given(timesteps=st.integers(1, 60), data=st.data())
+def test_quadratic_steps_are_dense_where_little_noise_is_left(timesteps: int, data: st.DataObject) -> None:
+    steps = data.draw(st.integers(2, timesteps)) if timesteps > 1 else 1
+    pairs = NoiseSchedule.cosine(timesteps).pairs(steps, "quadratic")
+    assert len(pairs) == steps
+    assert pairs[0][0] == timesteps - 1
+    assert pairs[-1] == (0, -1)
+    assert all(t > after for t, after in pairs)
+    if steps > 2:
+        assert pairs[0][0] - pairs[0][1] >= pairs[-2][0] - pairs[-2][1]
+
+
+@given(timesteps=st.integers(1, 60), data=st.data())
 def test_steps_are_trailing(timesteps: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, timesteps))
     pairs = NoiseSchedule.cosine(timesteps).pairs(steps)
@@ -145,6 +157,11 @@ def test_steps_are_trailing(timesteps: int, data: st.DataObject) -> None:
 def test_steps_by_hand() -> None:
     assert NoiseSchedule.linear().pairs(4) == [(999, 749), (749, 499), (499, 249), (249, -1)]
     assert NoiseSchedule.linear().pairs(1000)[-2:] == [(1, 0), (0, -1)]
+    assert NoiseSchedule.linear().pairs(4, "quadratic") == [(999, 444), (444, 111), (111, 0), (0, -1)]
+    assert NoiseSchedule.linear().pairs(1000, "quadratic") == NoiseSchedule.linear().pairs(1000)
+    assert NoiseSchedule.linear().pairs(1, "quadratic") == [(999, -1)]
+    with pytest.raises(ValueError, match="spacing='even' is unknown; use 'trailing' or 'quadratic'"):
+        NoiseSchedule.linear().pairs(4, "even")
 
 
 def test_a_schedule_that_ends_too_early_warns() -> None:

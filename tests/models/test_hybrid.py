@@ -156,9 +156,23 @@ def test_another_pooling_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "starts with other logits than Pooled: its own pooling is neither a mean nor a maximum" in caplog.text
 
 
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_a_pooling_that_is_asked_for_is_taken_and_weights_do_not_carry_it(pool: str) -> None:
+    network = Pooled(lambda maps: maps.amax((2, 3)))
+    asked = hybrid_of(network, pool=pool).eval()
+    assert asked.head.pool == pool
+    assert torch.equal(asked.head.linear.weight, network.fc.weight)
+    headless = hybrid_of(network.features, pool=pool).eval()  # of which nothing tells how it was pooled
+    headless.head.load_state_dict(asked.head.state_dict())
+    assert torch.equal(headless(photos()), asked(photos()))
+    assert hybrid_of(network.features).head.pool == "mean"
+
+
 def test_an_unknown_pooling_is_named() -> None:
     with pytest.raises(ValueError, match="pool='median' is unknown; use 'mean' or 'max'"):
         AttentionHead(8, 1, 5, pool="median")
+    with pytest.raises(ValueError, match="pool='' is unknown; use 'mean' or 'max'"):
+        hybrid_of(TinyNet(), pool="")
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def test_methods_without_sign_are_named() -> None:
     assert "no sign" not in sentence({"saliency": signed, "grad_cam": plain})  # with absolute=False
 
 
+def test_the_note_says_what_zero_looks_like() -> None:
+    assert "white is zero;" in sentence(MAPS)
+    over = sentence(MAPS, over_image=True)
+    assert "white" not in over
+    assert "Red speaks for the class, blue against it, where there is no colour it is zero;" in over
+
+
 def test_attention_has_a_green_row_with_a_scale_of_its_own(tmp_path: Path) -> None:
     attention = torch.zeros(2, 8, 8)
     attention[:, :4] = 0.04

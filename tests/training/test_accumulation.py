@@ -1,5 +1,8 @@
 """How many micro-batches make an update."""
 
+import json
+
+import numpy as np
 import pytest
 
 from cifarkit.training.accumulation import AccumulationPlan
@@ -14,6 +17,10 @@ def test_a_schedule_changes_at_the_named_epochs() -> None:
     assert [AccumulationPlan({0: 4, 2: 1}).factor(epoch) for epoch in range(4)] == [4, 4, 1, 1]
     assert [AccumulationPlan({3: 8, 1: 2}).factor(epoch) for epoch in range(5)] == [1, 2, 2, 8, 8]
     assert AccumulationPlan({}).factor(0) == 1
+
+
+def test_the_plan_is_kept_in_plain_numbers() -> None:
+    assert json.dumps(AccumulationPlan({np.int64(0): np.int64(4)}).factors) == '{"0": 4}'
 
 
 @pytest.mark.parametrize(("batches", "updates"), [(0, 0), (1, 1), (4, 1), (7, 2), (8, 2), (9, 3)])

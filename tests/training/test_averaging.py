@@ -26,6 +26,7 @@ from cifarkit.training import (
     Trainer,
     Update,
     freeze,
+    load_weights,
     refresh_batchnorm,
 )
 from cifarkit.training.averaging import WeightAveraging
@@ -272,6 +273,17 @@ def test_both_accuracies_are_recorded_in_the_phase() -> None:
         metrics = run.trainer.evaluate(run.task, loader(9))
     assert run.history[-1]["val_loss_swa"] == metrics["val_loss"]
     assert run.metrics["val_acc_swa"] == metrics["val_acc"]
+
+
+def test_two_averages_of_a_kind_have_metrics_of_their_own(tmp_path: Path) -> None:
+    quick, slow = ExponentialMovingAverage(0.1), ExponentialMovingAverage(0.9)
+    run = fit(quick, slow, StochasticWeightAveraging(start=0.0), ModelCheckpoint(tmp_path, "val_loss_ema_2", "min"))
+    for callback, name in ((quick, "val_loss_ema"), (slow, "val_loss_ema_2")):
+        with callback.swapped(run.task):
+            assert run.history[-1][name] == run.trainer.evaluate(run.task, loader(9))["val_loss"]
+    assert "val_loss_swa" in run.metrics
+    assert_equal_states(load_weights(TinyNet(), tmp_path / "last.pt", average="ema"), average_of(quick))
+    assert_equal_states(load_weights(TinyNet(), tmp_path / "last.pt", average="ema_2"), average_of(slow))
 
 
 def test_swapped_puts_the_raw_network_back_after_an_exception() -> None:

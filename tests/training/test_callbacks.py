@@ -100,6 +100,18 @@ def test_early_stopping_remembers_its_best_over_a_resume() -> None:
     assert run.reasons == ["val_loss has not improved on 1 (epoch 1) for 3 epochs"]
 
 
+def test_early_stopping_on_another_metric_begins_anew() -> None:
+    first, second = EarlyStopping("val_acc", "max"), EarlyStopping("val_loss")
+    epochs_until_stop(first, [0.5, 0.9])
+    run: Any = SimpleNamespace(epoch=2)
+    second.on_fit_start(run)
+    with pytest.warns(UserWarning, match=r"EarlyStopping begins anew: .*'val_acc', 'mode': 'max'.* 'val_loss'"):
+        second.load_state_dict(first.state_dict())
+    assert (second.best, second.best_epoch) == (math.inf, 1)
+    second.load_state_dict({"best": 0.25, "best_epoch": 0})  # of an older version
+    assert (second.best, second.best_epoch) == (0.25, 0)
+
+
 def test_early_stopping_does_not_judge_half_an_epoch() -> None:
     callback = EarlyStopping("val_loss")
     run: Any = SimpleNamespace(epoch=1, batches=2, metrics={"val_loss": 0.0})
@@ -151,6 +163,25 @@ def test_time_counts_over_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     clock.now += 1000  # time between two runs is free
     trainer = Trainer(max_epochs=5, callbacks=[clock, TimeLimit(6)], progress=False)
     assert trainer.fit(make_task(), BATCHES, BATCHES, resume=tmp_path).step == 6
+
+
+def test_a_time_that_was_over_when_the_run_was_killed_still_ends_its_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Kill(Callback):
+        order = 120  # after the save
+
+        def on_step_end(self, run: Run) -> None:
+            if run.step == 4:
+                raise KeyError("killed")
+
+    clock = Clock(monkeypatch)
+    with pytest.raises(KeyError, match="killed"):
+        fit(clock, TimeLimit(4), ModelCheckpoint(tmp_path, every_n_steps=1), Kill(), epochs=5)
+    trainer = Trainer(max_epochs=5, callbacks=[clock, TimeLimit(4)], progress=False)
+    run = trainer.fit(make_task(), BATCHES, BATCHES, resume=tmp_path)
+    assert (run.step, [row["step"] for row in run.history]) == (4, [3, 4])
+    assert "val_loss" in run.history[-1]
 
 
 def test_a_used_callback_starts_afresh_in_another_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,12 +277,16 @@ def test_a_broken_safetensors_file_is_named(tmp_path: Path) -> None:
 # ModelCheckpoint.
 
 
-def stub_run(values: list[float], callback: ModelCheckpoint) -> SimpleNamespace:
-    """Play an epoch for each value of the metric."""
-    run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[], resumed=False, callbacks=[callback])
+def stub_run(
+    values: list[float], callback: ModelCheckpoint, *, first: int = 0, resumed: ModelCheckpoint | None = None
+) -> SimpleNamespace:
+    """Play an epoch for each value of the metric, after those that another callback has seen."""
+    run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[], resumed=resumed is not None, callbacks=[callback])
     run.state_dict = lambda: {"epoch": run.epoch, "callbacks": callback.state_dict()}
     callback.on_fit_start(run)  # type: ignore[arg-type]
-    for epoch, value in enumerate(values):
+    if resumed is not None:
+        callback.load_state_dict(resumed.state_dict())
+    for epoch, value in enumerate(values, first):
         run.epoch, run.metrics = epoch + 1, {"val_acc": value, "lr": 0.1}
         run.history.append({"epoch": epoch})
         callback.on_epoch_end(run)  # type: ignore[arg-type]
@@ -309,7 +313,56 @@ def test_the_k_best_are_kept_under_their_names(tmp_path: Path) -> None:
     assert names_in(tmp_path) == kept | {"best.pt", "last.pt"}
     assert epoch_of(tmp_path / "best.pt") == 2
     assert callback.best == [(0.9, "epoch=001-val_acc=0.9000.pt"), (0.7, "epoch=003-val_acc=0.7000.pt")]
-    assert load_checkpoint(tmp_path / "epoch=003-val_acc=0.7000.pt")["callbacks"] == {"best": callback.best}
+    assert load_checkpoint(tmp_path / "epoch=003-val_acc=0.7000.pt")["callbacks"]["best"] == callback.best
+
+
+def test_fewer_to_keep_after_a_resume_lose_no_better_one(tmp_path: Path) -> None:
+    three = ModelCheckpoint(tmp_path, "val_acc", save_top_k=3)
+    stub_run([0.93, 0.92, 0.91], three)
+    kept = names_in(tmp_path)
+    two, one = ModelCheckpoint(tmp_path, "val_acc", save_top_k=2), ModelCheckpoint(tmp_path, "val_acc")
+    for fewer, value in ((two, 0.915), (one, 0.5), (one, 0.925)):
+        stub_run([value], fewer, first=3, resumed=three)
+        assert names_in(tmp_path) == kept
+        assert epoch_of(tmp_path / "best.pt") == 1
+    stub_run([0.94], one, first=3, resumed=three)
+    assert names_in(tmp_path) == {"best.pt", "last.pt"}
+    assert epoch_of(tmp_path / "best.pt") == 4
+
+
+def test_more_to_keep_after_a_resume_leave_best_in_its_place(tmp_path: Path) -> None:
+    one, three = ModelCheckpoint(tmp_path, "val_acc"), ModelCheckpoint(tmp_path, "val_acc", save_top_k=3)
+    stub_run([0.9], one)
+    stub_run([0.5], three, first=1, resumed=one)
+    assert epoch_of(tmp_path / "best.pt") == 1
+    assert three.best == [(0.9, "best.pt"), (0.5, "epoch=001-val_acc=0.5000.pt")]
+    stub_run([0.95, 0.96, 0.97, 0.94], three, first=1, resumed=one)
+    assert epoch_of(tmp_path / "best.pt") == 4
+    assert [value for value, _ in three.best] == [0.97, 0.96, 0.95]
+    assert {"best.pt"} | {name for _, name in three.best} <= names_in(tmp_path)
+
+
+def test_an_epoch_that_a_resume_completes_is_counted_once(tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path, "val_acc", save_top_k=2)
+    stub_run([0.93401], callback)  # of a part of the epoch
+    for value, epoch in ((0.93402, 0), (0.94, 1), (0.95, 2)):
+        again = ModelCheckpoint(tmp_path, "val_acc", save_top_k=2)
+        stub_run([value], again, first=epoch, resumed=callback)
+        callback = again
+        assert len({name for _, name in callback.best}) == len(callback.best)
+        assert {name for _, name in callback.best} <= names_in(tmp_path)
+
+
+def test_another_metric_after_a_resume_begins_a_list_of_its_own(tmp_path: Path) -> None:
+    by_accuracy, by_loss = ModelCheckpoint(tmp_path, "val_acc"), ModelCheckpoint(tmp_path, "lr", "min")
+    stub_run([0.9], by_accuracy)
+    with pytest.warns(UserWarning, match=r"ModelCheckpoint begins anew: it was saved with .*'val_acc'.* has .*'min'"):
+        stub_run([], by_loss, resumed=by_accuracy)
+    assert by_loss.best == []
+    by_loss.load_state_dict({"best": [(0.9, "best.pt")]})  # of an older version
+    assert by_loss.best == [(0.9, "best.pt")]
+    by_loss.load_state_dict(ModelCheckpoint(tmp_path).state_dict())  # nothing was watched: nothing to warn of
+    assert by_loss.best == []
 
 
 def test_without_a_metric_only_the_last_is_kept(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cifarkit.training import (
     ClassificationTask,
     CSVLogger,
     ExponentialMovingAverage,
+    GANHealth,
     ModelCheckpoint,
     NonFiniteLossError,
     Run,
@@ -266,6 +267,27 @@ def test_generative_tasks_keep_equal_weights(scenario: Callable[[], dict[str, An
     results = pair(scenario)
     assert_equal_weights(results)
     assert results[0]["history"] == results[1]["history"]
+
+
+class LoseStatistics(Callback):
+    """Lose what BatchNorm knows, on rank 1 alone."""
+
+    order = -30  # before GANHealth looks
+
+    def on_step_end(self, run: Run) -> None:
+        if run.step == 6 and distributed.rank() == 1:
+            next(item for name, item in run.task.named_buffers() if name.endswith("running_var")).fill_(torch.inf)
+
+
+def lose_statistics_on_one_rank() -> dict[str, Any]:
+    health = GANHealth(8)
+    return outcome(fit(gan(), loader(8), None, LoseStatistics(), health)) | {"returned": health.returned}
+
+
+def test_what_one_rank_has_lost_takes_both_back(pair: Pair) -> None:
+    results = pair(lose_statistics_on_one_rank)
+    assert [result["returned"] for result in results] == [1, 1]
+    assert_equal_weights(results)
 
 
 class Sometimes(Task):

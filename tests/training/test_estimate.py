@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 import torch
@@ -64,6 +65,15 @@ def test_a_short_epoch_is_timed_again_and_again(clock: Clock) -> None:
     assert seconds == pytest.approx(20 * 4 * (24**2 + 32**2) * 1e-6)
 
 
+def test_epochs_are_timed_without_end(clock: Clock) -> None:
+    loader = data.Loader(data.shapes(60), 10, transform=ByEpoch({0: RandomCrop(24, 0), 2: RandomCrop(32, 2)}))
+    trainer = Trainer(max_steps=1, accumulate_grad_batches={0: 1, 1: 3}, progress=False)
+    epochs = list(islice(estimate.timed_epochs(trainer, make_task(clock), loader, 2), 4))
+    assert [updates for updates, _ in epochs] == [6, 2, 2, 2]
+    expected = [10 * 24**2, 30 * 24**2, 30 * 32**2, 30 * 32**2]
+    assert [seconds for _, seconds in epochs] == pytest.approx([pixels * 1e-6 for pixels in expected])
+
+
 def test_networks_are_not_compiled_afterwards(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     task = make_task(clock)
     monkeypatch.setattr(
@@ -86,6 +96,32 @@ def test_nothing_is_left_behind(clock: Clock) -> None:
     assert (loader.state_dict(), task.training) == (position, True)
     assert not task.optimizers["model"].state
     assert torch.equal(torch.rand(3), expected)
+
+
+class Counting:
+    """A loader that counts epochs and makes no copies of itself."""
+
+    epoch = 7
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from [(torch.rand(4, 3, 8 + self.epoch, 8 + self.epoch), torch.zeros(4, dtype=torch.int64))] * 2
+
+
+def test_a_loader_that_makes_no_copies_keeps_its_epoch(clock: Clock) -> None:
+    loader = Counting()
+    seconds = estimate_seconds(Trainer(max_epochs=2, progress=False), make_task(clock), loader, steps=2)
+    assert seconds == pytest.approx(2 * 4 * (8**2 + 9**2) * 1e-6)
+    assert loader.epoch == 7
+
+
+def test_a_rate_that_is_far_too_high_is_no_matter(clock: Clock) -> None:
+    task = make_task(clock)
+    task.optimizers["model"] = torch.optim.SGD(task.parameters(), 1e38)
+    loader = data.Loader(data.shapes(60), 20)
+    assert estimate_seconds(Trainer(max_epochs=1, progress=False), task, loader, steps=9) > 0
 
 
 def test_a_torch_dataloader_will_do(clock: Clock) -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cifarkit.data import ImageDataset, Loader
 from cifarkit.training import Callback, ClassificationTask, ExponentialMovingAverage, ModelCheckpoint, Run, Trainer
 from cifarkit.training.health import GANHealth, collapsed_classes, describe_health, nearest_distances
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.task import Batch, Update
 from cifarkit.training.tasks.gan import GANTask
+from cifarkit.transforms import Normalize
 
 
 class Maker(nn.Module):
@@ -213,7 +215,7 @@ def test_a_run_that_had_ended_still_knows_its_last_line(tmp_path: Path) -> None:
     first, second = GANHealth(40), GANHealth(40)
     fit(make_task(spread=0.01), first, Stop(), ModelCheckpoint(tmp_path), epochs=3)
     run = fit(make_task(spread=0.01), second, Stop(), epochs=3, resume=tmp_path)
-    assert (run.step, len(run.history)) == (6, 1)  # no update more, and the row of the open epoch is gone
+    assert (run.step, len(run.history)) == (6, 2)  # no update more
     assert second.verdict.startswith("collapse")
     assert (second.verdict, second.diversity) == (first.verdict, first.diversity)
     assert second.collapsed == first.collapsed == [0, 1]
@@ -232,6 +234,29 @@ def test_lost_statistics_are_found_where_all_weights_are_finite() -> None:
     run = fit(task, Lose(), health)
     assert health.returned == 2
     assert run.task.get_buffer("generator.mean").eq(0).all()
+
+
+def test_a_run_saved_at_the_last_batch_of_an_epoch_goes_on(tmp_path: Path) -> None:
+    class Kill(Callback):
+        order = 120  # after the save
+
+        def on_step_end(self, run: Run) -> None:
+            raise KeyError("killed")
+
+    images = torch.randint(0, 256, (16, 3, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    loader = Loader(ImageDataset(images, torch.arange(16) % 2, ("a", "b")), 16, transform=Normalize(0.5, 0.5))
+    saver = ModelCheckpoint(tmp_path, every_n_steps=1)
+    with pytest.raises(KeyError, match="killed"):
+        Trainer(max_epochs=2, callbacks=[GANHealth(), saver, Kill()], progress=False).fit(make_task(), loader)
+    run = Trainer(max_epochs=2, callbacks=[GANHealth()], progress=False).fit(make_task(), loader, resume=tmp_path)
+    assert [row["epoch"] for row in run.history] == [0, 1]
+
+
+def test_a_mask_that_is_infinite_from_the_start_is_no_loss() -> None:
+    task, health = make_task(bad=(6,)), GANHealth()
+    task.generator.register_buffer("mask", torch.full((3,), -torch.inf))
+    fit(task, health)
+    assert health.returned == 1  # for the loss that is NaN
 
 
 def test_large_statistics_are_finite() -> None:

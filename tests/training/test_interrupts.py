@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ class Send(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def tiny_fit(*callbacks: Callback, resume: Path | None = None, progress: bool = False) -> Run:
+def tiny_fit(*callbacks: Callback, resume: Path | None = None, progress: bool = False, **settings: Any) -> Run:
     torch.manual_seed(0)
     batches = [(torch.randn(8, 3, 4, 4), torch.randint(10, (8,))) for _ in range(3)]
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 10))
     task = ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
-    trainer = Trainer(max_epochs=3, callbacks=callbacks, progress=progress)
+    trainer = Trainer(max_epochs=3, callbacks=callbacks, progress=progress, **settings)
     return trainer.fit(task, batches, batches, resume=resume)
 
 
@@ -48,6 +49,27 @@ def test_a_signal_finishes_the_update_and_saves(number: signal.Signals, code: in
     for name, weight in whole.task.state_dict().items():
         assert torch.equal(weight, resumed.task.state_dict()[name])
     assert [row["val_loss"] for row in resumed.history] == [row["val_loss"] for row in whole.history]
+
+
+@pytest.mark.parametrize("max_steps", [2, 3])  # within the epoch, and at its end
+def test_a_signal_in_the_last_validation_leaves_it_to_the_resume(
+    max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ClassificationTask.evaluate
+
+    def interrupted(task: ClassificationTask, batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(task, batch)
+
+    whole = tiny_fit(max_steps=max_steps)
+    monkeypatch.setattr(ClassificationTask, "evaluate", interrupted)
+    with pytest.raises(SystemExit):
+        tiny_fit(ModelCheckpoint(tmp_path, "val_acc"), max_steps=max_steps)
+    monkeypatch.undo()
+    resumed = tiny_fit(ModelCheckpoint(tmp_path, "val_acc"), max_steps=max_steps, resume=tmp_path / "last.pt")
+    assert [(row["step"], row["val_loss"]) for row in resumed.history] == [(max_steps, whole.history[0]["val_loss"])]
+    assert (resumed.epoch, resumed.batches) == (whole.epoch, whole.batches)
+    assert (tmp_path / "best.pt").exists()
 
 
 def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:

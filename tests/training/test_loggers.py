@@ -223,6 +223,15 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None
     assert [step for step, _ in scalars(tmp_path, "epoch/val_acc")] == [4, 8]
 
 
+def test_tensorboard_writes_no_older_epoch_again(tmp_path: Path) -> None:
+    rows = [{"epoch": 0, "val_acc": 0.5}, {"epoch": 1, "val_acc": 0.25}]
+    logger, run = TensorBoardLogger(tmp_path), stub_run(step=6, epoch=1, history=rows, resumed=True)
+    logger.start(run)
+    del rows[-1]  # that of a part of an epoch, which goes as the epoch goes on
+    logger.close(run)  # and the run is stopped again before its end
+    assert "epoch/val_acc" not in read_events(tmp_path).Tags()["scalars"]
+
+
 def test_tensorboard_keeps_runs_apart(tmp_path: Path) -> None:
     for epochs in (1, 2, 3):
         train(TensorBoardLogger(tmp_path), stub_run(), epochs)

@@ -1,6 +1,7 @@
 """plan_updates: by epochs or by minutes, kept, and not changed by what is asked for later."""
 
 import json
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,19 @@ def test_epochs_are_counted_in_updates_and_kept(tmp_path: Path, capsys: pytest.C
 def test_minutes_become_what_fits_but_for_a_tenth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(planning, "estimate_seconds", lambda trainer, *_, steps: 0.1 * trainer.max_steps)
-    assert plan(tmp_path / "plan.json", minutes=2) == 1080
-    assert capsys.readouterr().out == "0.100 s an update: 1,080 updates, 216.0 epochs, are planned\n"
+    monkeypatch.setattr(planning, "timed_epochs", lambda *_: repeat((5, 0.125)))
+    assert plan(tmp_path / "plan.json", minutes=2) == 864
+    assert capsys.readouterr().out == "0.125 s an update: 864 updates, 172.8 epochs, are planned\n"
     assert plan(tmp_path / "short.json", minutes=1e-6) == 1
+
+
+def test_later_epochs_may_take_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epochs = chain(repeat((5, 0.5), 4), repeat((3, 2.0)))
+    monkeypatch.setattr(planning, "timed_epochs", lambda *_: epochs)
+    assert plan(tmp_path / "plan.json", minutes=1, share=0.5) == 4 * 5 + 10
+    assert capsys.readouterr().out == "1.000 s an update: 30 updates, 7.3 epochs, are planned\n"
 
 
 def test_updates_are_really_timed(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cifarkit.seeding import Draws, RngState
 from cifarkit.training import (
     Callback,
     ClassificationTask,
+    CSVLogger,
     EarlyStopping,
     ExponentialMovingAverage,
     ModelCheckpoint,
@@ -34,6 +35,7 @@ from cifarkit.training import (
 )
 from cifarkit.training.averaging import WeightAveraging
 from cifarkit.training.checkpoint import write_checkpoint
+from cifarkit.training.resuming import unbounded_buffers
 from cifarkit.training.schedules import cosine
 
 pytestmark = pytest.mark.filterwarnings("ignore:this processor has no bf16", "ignore:fp16-mixed is meant for GPUs")
@@ -240,6 +242,32 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_completes_it(step: int, tmp_pat
     assert_same(outcome(fit(callbacks(), epochs=4, seed=99, resume=tmp_path)), outcome(whole))
 
 
+@pytest.mark.parametrize("source", ["cifarkit", "torch"])
+@pytest.mark.parametrize("max_steps", [7, 10])  # within the second epoch, and at its end
+def test_a_kill_after_the_last_update_leaves_the_end_of_its_epoch(max_steps: int, source: str, tmp_path: Path) -> None:
+    def train(*callbacks: Callback, **options: Any) -> Run:
+        own = Loader(pictures(36), 8, transform=jitter, shuffle=True)
+        loader = own if source == "cifarkit" else DataLoader(NoisyPictures([]), batch_size=4, shuffle=True)
+        return fit([*averages(), *callbacks], train_loader=loader, max_steps=max_steps, **options)
+
+    expected = outcome(train(ModelCheckpoint(tmp_path, every_n_steps=1), Snapshots(tmp_path)))
+    assert expected["history"][-1].keys() >= {"val_loss", "val_loss_swa" if max_steps == 10 else "val_loss_ema"}
+    for checkpoint in (tmp_path / f"{max_steps}.pt", tmp_path / "last.pt"):  # before its end, and after
+        assert_same(outcome(train(seed=99, resume=checkpoint)), expected, checkpoint.name)
+
+
+def test_a_finished_run_keeps_the_row_of_its_last_part(tmp_path: Path) -> None:
+    def train(**options: Any) -> Run:
+        callbacks = [ModelCheckpoint(tmp_path, "val_acc")]
+        return fit(callbacks, resume="auto", loggers=[CSVLogger(tmp_path)], **options)
+
+    rows, table = train(max_steps=7).history, (tmp_path / "metrics.csv").read_text()
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 5), (1, 7)]
+    assert train(max_steps=7).history == rows
+    assert (tmp_path / "metrics.csv").read_text() == table
+    assert [(row["epoch"], row["step"]) for row in train(max_steps=12).history] == [(0, 5), (1, 10), (2, 12)]
+
+
 # Loaders that keep no state.
 
 
@@ -277,6 +305,54 @@ def test_another_loader_goes_on_in_the_same_order(source: str, tmp_path: Path) -
         assert_same(outcome(train(seed=99, resume=tmp_path / f"{step}.pt")), expected, f"resumed after {step} updates")
         begun = (step - 1) // 5  # the epoch the update belongs to, whose used batches are drawn again
         assert log == order[18 * begun :]
+
+
+# What is of a kind of its own.
+
+
+def masked_task() -> ClassificationTask:
+    task = make_task()
+    task.model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    return task
+
+
+def test_a_mask_of_minus_infinity_is_saved_and_taken_up(tmp_path: Path) -> None:
+    def train(max_steps: int) -> Run:
+        callbacks = [*averages(), ModelCheckpoint(tmp_path)]
+        loader = Loader(pictures(36), 8, shuffle=True)
+        trainer = Trainer(max_steps=max_steps, callbacks=callbacks, progress=False)
+        return trainer.fit(masked_task(), loader, loader, resume="auto")
+
+    train(8)
+    assert train(12).step == 12
+
+
+def test_lost_statistics_are_found_also_where_they_were_lost_before_the_fit(tmp_path: Path) -> None:
+    task = masked_task()
+    task.model.get_buffer("1.running_var").fill_(torch.inf)
+    assert unbounded_buffers(task) == {"model.mask"}
+
+
+@pytest.mark.parametrize(("gone", "message"), [(("monitor", "mode"), None), (("mode",), r"\['mode'\] is missing")])
+def test_a_checkpoint_that_does_not_say_what_was_watched_goes_on(
+    gone: tuple[str, ...], message: str | None, tmp_path: Path
+) -> None:
+    def train(**options: Any) -> tuple[ModelCheckpoint, EarlyStopping]:
+        saver, stopper = ModelCheckpoint(tmp_path / "a", "val_loss", "min"), EarlyStopping("val_loss")
+        fit([saver, stopper], **options)
+        return saver, stopper
+
+    saver, stopper = train(epochs=1)
+    state = load_checkpoint(saver.last_path)
+    for item in state["callbacks"]:
+        item["state"] = {name: value for name, value in item["state"].items() if name not in gone}
+    write_checkpoint(state, tmp_path / "old.pt")
+    if message is None:
+        again = train(epochs=1, resume=tmp_path / "old.pt")
+        assert (again[0].best, again[1].best) == (saver.best, stopper.best)
+    else:
+        with pytest.raises(ValueError, match=message):
+            train(epochs=1, resume=tmp_path / "old.pt")
 
 
 # What does not fit.

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from cifarkit import data, models, seed_everything, transforms
 from cifarkit.training import (
@@ -349,6 +350,32 @@ def test_history_rows() -> None:
     assert run.images == 40
 
 
+class Recording(Callback):
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def on_epoch_end(self, run: Run) -> None:
+        run.record({"val_f1": self.value})
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), torch.tensor([0.5]), np.float32(0.5), np.array([0.5]), 0.5])
+def test_a_recorded_metric_becomes_a_plain_number(value: Any, tmp_path: Path) -> None:
+    def train(epochs: int) -> Run:
+        trainer = Trainer(max_epochs=epochs, callbacks=[Recording(value), ModelCheckpoint(tmp_path)], progress=False)
+        return trainer.fit(tiny_task(), batches_of(4), resume="auto")
+
+    train(1)
+    run = train(2)
+    assert [row["val_f1"] for row in run.history] == [0.5, 0.5]
+    assert type(run.metrics["val_f1"]) is float
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), np.zeros(2), "high", None, True])
+def test_what_no_checkpoint_could_bring_back_is_not_recorded(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"metrics\['val_f1'\] is .*; it must be a number"):
+        fit(batches_of(4), max_epochs=1, callbacks=[Recording(value)])
+
+
 def test_a_run_shorter_than_a_log_interval_has_its_metrics() -> None:
     run = fit(batches_of(*[4] * 10), tiny_task(), max_steps=3)
     assert {"train_loss", "train_acc", "grad_norm", "lr"} <= run.metrics.keys() & run.history[-1].keys()
@@ -381,6 +408,26 @@ def test_evaluate_changes_nothing_but_measures() -> None:
     assert Trainer(max_epochs=1).evaluate(task, loader) == metrics
     assert loader.state_dict() == before
     assert [part.training for part in model] == [True, False, True]
+
+
+def test_a_table_that_a_model_keeps_in_validation_serves_in_training() -> None:
+    class Positions(nn.Module):
+        """Weigh pixels by a table, made once for each size of image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.tables = nn.Parameter(torch.ones(3, 1, 1)), dict[int, Tensor]()
+
+        def forward(self, images: Tensor) -> Tensor:
+            size = images.shape[-1]
+            if size not in self.tables:
+                self.tables[size] = torch.linspace(-1, 1, size)
+            return (images * self.scale * self.tables[size]).flatten(1)
+
+    model = Positions()
+    task, batches = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1)), batches_of(4)
+    Trainer(max_epochs=1).evaluate(task, batches)
+    assert fit(batches, task, max_epochs=1).step == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -658,12 +705,31 @@ def test_an_early_stopped_run_does_not_go_on_when_resumed(tmp_path: Path) -> Non
     assert [again().epoch for _ in range(3)] == [2, 2, 2]
 
 
-def test_a_generator_of_the_loader_is_part_of_the_state(tmp_path: Path) -> None:
+class ShuffledBatches:
+    """A sampler of batches with a generator of its own."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from (part.tolist() for part in torch.randperm(40, generator=self.generator).split(10))
+
+
+@pytest.mark.parametrize("owner", ["loader", "batch sampler", "its sampler"])
+def test_a_generator_of_the_loader_is_part_of_the_state(owner: str, tmp_path: Path) -> None:
     images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     dataset = TensorDataset(images, torch.arange(40) % 10)
 
     def loader() -> DataLoader[Any]:
-        return DataLoader(dataset, 10, shuffle=True, generator=torch.Generator().manual_seed(3))
+        generator = torch.Generator().manual_seed(3)
+        if owner == "loader":
+            return DataLoader(dataset, 10, shuffle=True, generator=generator)
+        shuffled = BatchSampler(RandomSampler(dataset, generator=generator), 10, False)
+        batches: Any = shuffled if owner == "its sampler" else ShuffledBatches(generator)
+        return DataLoader(dataset, batch_sampler=batches)
 
     straight = fit(loader(), max_epochs=3)
     for steps in (2, 4, 6, 12):
