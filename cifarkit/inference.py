@@ -49,7 +49,7 @@ def predict(
         images: (N, C, H, W) float, transformed (normalised) as in training; brought to the model's device and dtype
             batchwise.
         batch_size: images at a time.
-        precision: "fp32", "bf16", or "auto": bf16 where the processor computes it natively.
+        precision: "fp32", "bf16" (or "bf16-mixed"), or "auto": bf16 where the processor computes it natively.
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
             against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
         unsure: share of the images that get more than one view: those whose two largest logits are closest.

@@ -34,4 +34,5 @@ class EitherLayout:
         self.layout = torch.contiguous_format
         if isinstance(self.network, nn.Module):
             self.network.to(memory_format=torch.contiguous_format)
+        torch.clear_autocast_cache()  # which holds kernels in the layout that was refused
         return self.network(images.contiguous(), *others)

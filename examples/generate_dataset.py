@@ -57,9 +57,10 @@ schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseS
 target = "velocity" if args.velocity else "noise"
 if args.weights:
     cifarkit.load_weights(network, args.weights, average=args.average)
-    trained = cifarkit.load_checkpoint(args.weights).get("config", {}).get("task")  # none beside weights alone
-    if trained and trained["target"] != target:
-        parser.error(f"{args.weights} was trained to predict {trained['target']}; --velocity says which")
+    saved = cifarkit.load_checkpoint(args.weights) if args.weights.endswith(".pt") else {}
+    trained = saved.get("config", {}).get("task", {}).get("target", target)  # files of weights alone do not say
+    if trained != target:
+        parser.error(f"{args.weights} was trained to predict {trained}; --velocity says which")
 elif not args.tiny:
     parser.error("--weights is needed: images of an untrained network are noise")
 judge = args.judge or args.classifier

@@ -147,7 +147,7 @@ FLAGS = dict.fromkeys(shared._FLAGS, "") | {"data": "photos", "root": "data", "s
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("data", "others"), ("root", "else"), ("seed", 1), ("val", 0.2), ("tiny", True), ("size", 8), ("recipe", "x")],
+    [("data", "others"), ("seed", 1), ("val", 0.2), ("tiny", True), ("size", 8), ("recipe", "x")],
 )
 def test_other_images_or_another_order_are_refused_where_a_run_would_go_on(here: Path, name: str, value: Any) -> None:
     shared.write_settings(here, DDPM | {"flags": FLAGS})

@@ -101,6 +101,9 @@ def test_it_is_evaluated_and_swept() -> None:
     with pytest.warns(UserWarning, match="usual layout"):
         assert trainer().evaluate(task, loader).keys() == {"val_loss", "val_acc"}
     with pytest.warns(UserWarning, match="usual layout"):
+        assert len(lr_find(make_task(), loader, steps=10).losses) == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the task remembers
         assert len(lr_find(task, loader, steps=10).losses) == 10
 
 
@@ -120,15 +123,16 @@ def test_it_continues_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2, 6])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("count", [3, 600])  # without and with a frozen copy
-def test_it_predicts(views: int, count: int) -> None:
+def test_it_predicts(views: int, precision: str, count: int) -> None:
     model = LeNet().eval()
     images = FLOATS.repeat(10, 1, 1, 1)[:count]
-    logits = predict(model, images, precision="fp32", views=views)
-    if views == 1:
+    logits = predict(model, images, precision=precision, views=views)
+    if views == 1 and precision == "fp32":
         torch.testing.assert_close(logits, model(images))
     trained = model.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(predict(trained, images, precision="fp32", views=views), logits)
+    torch.testing.assert_close(predict(trained, images, precision=precision, views=views), logits)
 
 
 @pytest.mark.parametrize("method", ["saliency", "occlusion", "integrated_gradients"])
@@ -145,8 +149,9 @@ def test_it_gives_features_and_denoises() -> None:
     assert generation.features(LeNet(), FLOATS[:5], transform=lambda images: images).shape == (5, 6 * 14 * 14)
     denoiser = Denoiser()
     expected = denoiser(FLOATS[:2], torch.zeros(2, dtype=torch.int64))
-    found = as_denoiser(denoiser, precision="fp32")(FLOATS[:2], torch.zeros(2, dtype=torch.int64))
-    torch.testing.assert_close(found, expected)
+    for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
+        found = as_denoiser(denoiser, precision=precision)(FLOATS[:2], torch.zeros(2, dtype=torch.int64))
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
 def test_other_errors_are_left_alone() -> None:

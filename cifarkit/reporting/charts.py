@@ -106,7 +106,7 @@ def sweep_chart(run: RunFiles) -> Chart | None:
 
 def family_of(column: str) -> str:
     """Name what a metric measures, without the data and the average it was measured with."""
-    return re.sub(r"_(ema|swa)$", "", re.sub(r"^(train|val|test)_", "", column))
+    return re.sub(r"_(ema|swa)(_\d+)?$", "", re.sub(r"^(train|val|test)_", "", column))
 
 
 def is_accuracy(column: str) -> bool:
@@ -261,7 +261,7 @@ def _points(rows: Iterable[Row], x: str, column: str) -> Points:
 
 
 def _dash(column: str) -> str:
-    own = (dash for ending, dash in _DASHES.items() if column.endswith(ending))
+    own = (dash for ending, dash in _DASHES.items() if re.search(rf"{ending}(_\d+)?$", column))
     return next(own, "dashed" if column.startswith("train_") else "")
 
 

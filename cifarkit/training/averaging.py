@@ -57,7 +57,7 @@ class WeightAveraging(Callback):
     def on_epoch_end(self, run: Run) -> None:
         if not self.updates:
             return
-        self._averaged_networks().to(memory_format=run.trainer.layout)  # which may have changed since the fit began
+        self._averaged_networks().to(memory_format=run.task.layout)  # which may have changed since the fit began
         for name, network in self._averaged_networks().items() if self.batchnorm_samples else ():
             refresh_on_training_images(network, name, run, self.batchnorm_samples)
         average_statistics(self._averaged_networks())

@@ -52,7 +52,7 @@ def _inputs(run: Run, name: str, batches: Iterable[Any], samples: int) -> Iterat
     inputs_of = getattr(run.task, "inputs_of", None)
     seen = 0
     for batch in batches:
-        on_device = run.trainer.to_device(batch)
+        on_device = run.to_device(batch)
         yield (on_device[0],) if inputs_of is None else inputs_of(name, on_device)
         seen += len(on_device[0])
         if seen >= samples:

@@ -96,6 +96,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def on_every_rank(holds: bool) -> bool:
+    """Tell whether something holds on all ranks."""
+    return holds if not _is_shared() else bool(_reduced([int(holds)], dist.ReduceOp.MIN)[0])
+
+
 def from_first_rank(make: Callable[[], Result]) -> Result:
     """Let rank 0 do something while the others wait; all get its result.
 

@@ -20,7 +20,7 @@ from cifarkit.training.task import Batch, Task
 def evaluate(
     task: Task,
     loader: Iterable[Any],
-    prepare: Callable[[Batch], list[Tensor]],
+    device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     guard: InterruptGuard | None,
 ) -> dict[str, float]:
@@ -28,7 +28,7 @@ def evaluate(
 
     Args:
         task, loader: what is judged, on its device, and on what.
-        prepare: brings a batch to the device.
+        device: where it is.
         autocast: opens the region in which the task computes.
         guard: asked between two batches, if there is one.
     """
@@ -46,7 +46,7 @@ def evaluate(
             if guard is not None:
                 distributed.heed(guard)
             with autocast():
-                results = task.evaluate(prepare(batch))
+                results = task.evaluate(to_device(batch, device, task.layout))
             for name, (total, count) in results.items():
                 sums.setdefault(name, []).append(total.float())
                 counts[name] = counts.get(name, 0) + count

@@ -9,6 +9,7 @@ from torch import nn
 
 from cifarkit.layout import refuses_channels_last
 from cifarkit.seeding import RngState
+from cifarkit.training.task import Task
 
 
 class FirstAttempt:
@@ -18,15 +19,15 @@ class FirstAttempt:
     """
 
     def __init__(self, task: nn.Module) -> None:
-        self.random = RngState.capture()
-        self.buffers = [(buffer, buffer.clone()) for buffer in task.buffers()]
+        self.task, self.random = task, RngState.capture()
+        self.buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
 
     @torch.no_grad()
     def undo(self) -> None:
         """Put all of it back, so that a run resumed before its second attempt goes on as one that was not."""
         self.random.restore()
-        for buffer, before in self.buffers:
-            buffer.copy_(before)
+        for name, before in self.buffers.items():
+            self.task.get_buffer(name).copy_(before)
 
 
 def compile_networks(task: nn.Module) -> None:
@@ -35,17 +36,22 @@ def compile_networks(task: nn.Module) -> None:
         network.compile()
 
 
-def fall_back_to_rows(task: nn.Module, error: Exception) -> bool:
-    """Lay out the weights as PyTorch does by default if a network refuses channels_last; tell whether it does."""
-    if not refuses_channels_last(error):
+def fall_back_to_usual_layout(task: Task, error: Exception) -> bool:
+    """Change to PyTorch's usual layout if a network has just refused channels_last; tell whether that was it.
+
+    A network that a task first uses after an earlier one has stepped is not helped by it.
+    """
+    if task.layout is torch.contiguous_format or not refuses_channels_last(error):
         return False
     warnings.warn(
         "a network takes its feature maps for vectors by view, which channels_last does not allow; images keep the "
         "usual layout, in which convolutions take longer. Use flatten(1) or reshape instead of view",
         stacklevel=2,
     )
-    task.to(memory_format=torch.contiguous_format)
+    task.layout = torch.contiguous_format
+    task.to(memory_format=task.layout)
     task.zero_grad(set_to_none=True)
+    torch.clear_autocast_cache()
     return True
 
 

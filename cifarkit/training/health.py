@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 from cifarkit.checks import check_integer
 from cifarkit.inference import evaluation_mode
 from cifarkit.training.callbacks import Callback
-from cifarkit.training.distributed import gather, rank
+from cifarkit.training.distributed import on_every_rank, rank
 from cifarkit.training.loading import iterating, undisturbed
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _first(run: Run, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     seen = 0
     with undisturbed(run.train_loader) as loader, iterating(loader) as batches:
         for batch in batches:
-            images, *rest = run.trainer.to_device(batch)
+            images, *rest = run.to_device(batch)
             yield images, rest[0] if rest else torch.zeros(len(images), dtype=torch.int64)
             seen += len(images)
             if seen >= count:
@@ -189,4 +189,4 @@ def _is_finite(run: Run) -> bool:
     state = [item for name, item in run.task.state_dict().items() if name not in run.unbounded]
     floats = [item for item in state if isinstance(item, Tensor) and item.is_floating_point() and item.numel()]
     # The largest entry, not the usual norm, as the square of a statistic that is only large may overflow.
-    return all(gather(bool(get_total_norm(floats, torch.inf).isfinite())))
+    return on_every_rank(bool(get_total_norm(floats, torch.inf).isfinite()))

@@ -92,18 +92,6 @@ def as_number(value: Any) -> Any:
     return value.item() if single or (TENSOR.fits(value) and value.numel() == 1) else value
 
 
-def as_numbers(table: Mapping[str, Any], where: str) -> dict[str, float]:
-    """Return each entry as :func:`as_number` does.
-
-    Raises:
-        ValueError: if one is no number.
-    """
-    numbers = {name: as_number(value) for name, value in table.items()}
-    for name, number in numbers.items():
-        require(number, NUMBER, f"{where}[{name!r}]")
-    return numbers
-
-
 def require_like(value: Any, own: Any, where: str) -> None:
     """Raise ValueError unless a value has every entry of ``own``, each of the same kind; where that is None, any."""
     if isinstance(own, Mapping):

@@ -14,7 +14,8 @@ from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters
 from cifarkit.training.config import describe
 from cifarkit.training.distributed import require_alike
-from cifarkit.training.kinds import as_numbers
+from cifarkit.training.evaluation import to_device
+from cifarkit.training.kinds import NUMBER, as_number, require
 from cifarkit.training.loading import require_batches, undisturbed
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.position import Position
@@ -72,7 +73,7 @@ class Run:
             self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
         )
         self.meters, self.at_log_step, self.stepped = Meters(), False, False
-        self.attempted = False  # whether an update has succeeded
+        self.has_updated = False  # once an update has succeeded
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.stopped_because: str | None = None
@@ -115,8 +116,12 @@ class Run:
     def example_images(self) -> Tensor:
         """One training image (1, C, H, W) on the device, transformed as in training; the run does not notice."""
         with undisturbed(self.train_loader) as batches:
-            images: Tensor = self.trainer.to_device(next(iter(batches)))[0]
+            images: Tensor = self.to_device(next(iter(batches)))[0]
         return images[:1]
+
+    def to_device(self, batch: Batch) -> list[Tensor]:
+        """Move a batch, its images in the layout of the networks."""
+        return to_device(batch, self.device, self.task.layout)
 
     def notify(self, hook: str) -> None:
         """Call one hook of every callback, in order."""
@@ -131,9 +136,12 @@ class Run:
         """Add metrics, numbers or tensors of one, to ``metrics`` and to the last row of ``history``, the newest epoch.
 
         Raises:
-            ValueError: for anything else, which no checkpoint could bring back.
+            ValueError: if one called train_ or val_ is no number, with which a checkpoint would be refused.
         """
-        numbers = as_numbers(metrics, "metrics")
+        numbers = {name: as_number(value) for name, value in metrics.items()}
+        for name, number in numbers.items():
+            if name.startswith(("train_", "val_")):
+                require(number, NUMBER, f"metrics[{name!r}]")
         for table in (self.metrics, *self.history[-1:]):
             table.update(numbers)
 
@@ -159,7 +167,7 @@ class Run:
         for batch in islice(batches, count):
             self.batches += 1
             self.position.mark()  # before another is asked for, as a loader that is used up moves on to its next epoch
-            window.append(self.trainer.to_device(batch))
+            window.append(self.to_device(batch))
         return window
 
     def require_finite(self, metrics: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -39,6 +40,7 @@ class Task(nn.Module):
     """
 
     optimizers: dict[str, Optimizer]
+    layout: torch.memory_format = torch.channels_last  # of images and kernels, which convolutions prefer
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Yield one :class:`Update` for each optimizer step that this batch makes."""

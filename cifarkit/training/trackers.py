@@ -99,7 +99,8 @@ class TensorBoardLogger(_ScalarLogger):
         with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # tensorboard still needs torch.jit.trace
             # Traced on a copy, so that modes, statistics and random state of the run stay as they are.
-            self._writer.add_graph(copy.deepcopy(model).eval(), run.example_images)
+            subject = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # any network takes that
+            self._writer.add_graph(subject, run.example_images.contiguous())
 
 
 class WandbLogger(_ScalarLogger):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cifarkit.checks import check_integer, check_items, check_number
 from cifarkit.memory import keep_freed_memory
@@ -17,8 +16,8 @@ from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
 from cifarkit.training.clipping import clip_gradients
-from cifarkit.training.evaluation import evaluate, to_device
-from cifarkit.training.fallback import FirstAttempt, compile_networks, fall_back_to_eager, fall_back_to_rows
+from cifarkit.training.evaluation import evaluate
+from cifarkit.training.fallback import FirstAttempt, compile_networks, fall_back_to_eager, fall_back_to_usual_layout
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
 from cifarkit.training.loading import iterating, require_batches
 from cifarkit.training.loggers import Logger
@@ -85,7 +84,6 @@ class Trainer:
         self.callbacks = check_items("callbacks", callbacks, Callback)
         self.loggers = check_items("loggers", loggers, Logger)
         self.compile, self.progress = compile, progress
-        self.layout = torch.channels_last  # of images and kernels; convolutions prefer it
         self.log_every_n_steps = check_integer("log_every_n_steps", log_every_n_steps, 1)
 
     # One update: the core of the library.
@@ -191,11 +189,11 @@ class Trainer:
     def evaluate(self, task: Task, loader: Iterable[Any], *, guard: InterruptGuard | None = None) -> dict[str, float]:
         """Return the task's metrics over a loader, each the mean over all samples: ``val_loss``, ``val_acc``."""
         require_batches("loader", loader)
-        arguments = (check_task(task).to(self.device), loader, self.to_device, self.precision.autocast, guard)
+        arguments = (check_task(task).to(self.device), loader, self.device, self.precision.autocast, guard)
         try:
             return evaluate(*arguments)
         except RuntimeError as error:
-            if not self._takes_rows(task, error):
+            if not fall_back_to_usual_layout(task, error):
                 raise
         return evaluate(*arguments)
 
@@ -205,14 +203,9 @@ class Trainer:
         out_of_epochs = self.max_epochs is not None and run.epoch >= self.max_epochs
         return run.stopped_because is not None or out_of_steps or out_of_epochs
 
-    def to_device(self, batch: Batch) -> list[Tensor]:
-        """Move a batch, its images in the layout of the networks."""
-        return to_device(batch, self.device, self.layout)
-
     def _prepare(self, run: Run, checkpoint: Path | None) -> None:
         run.task.to(self.device)
-        self.layout = torch.channels_last
-        run.task.to(memory_format=self.layout)
+        run.task.to(memory_format=run.task.layout)
         if self.compile:
             compile_networks(run.task)
         state = distributed.from_first_rank(lambda: load_checkpoint(checkpoint)) if checkpoint else None
@@ -248,6 +241,7 @@ class Trainer:
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
         run.history[:] = [row for row in run.history if row["epoch"] < run.epoch]  # without that of a part of this one
         run.notify("on_epoch_start")
+        run.stopped_because = distributed.heed(None, run.stopped_because)
         run.task.train()
         with iterating(run.open_loader()) as batches:
             whole = self._run_batches(run, batches, guard)
@@ -277,24 +271,17 @@ class Trainer:
         return False
 
     def _train_step_or_fall_back(self, run: Run, window: Sequence[Batch]) -> bool:
-        before = None if run.attempted else FirstAttempt(run.task)
+        before = None if run.has_updated else FirstAttempt(run.task)
         while True:
             try:
-                stepped, run.attempted = self.train_step(run, window), True
+                stepped, run.has_updated = self.train_step(run, window), True
                 return stepped
             except Exception as error:
                 if run.stepped:  # repeating the window would step an optimizer of an earlier stage twice
                     raise
-                if not self._takes_rows(run.task, error):
+                if not fall_back_to_usual_layout(run.task, error):
                     fall_back_to_eager(run.task, error)  # raises anything that is not the compiler's fault
-                window = [self.to_device(batch) for batch in window]
+                window = [run.to_device(batch) for batch in window]
                 run.meters.forget(run.step)
                 if before is not None:
                     before.undo()
-
-    def _takes_rows(self, task: Task, error: Exception) -> bool:
-        """Change to PyTorch's usual layout if a network has just refused channels_last; tell whether it has."""
-        if self.layout is torch.contiguous_format or not fall_back_to_rows(task, error):
-            return False
-        self.layout = torch.contiguous_format
-        return True

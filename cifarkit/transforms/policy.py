@@ -129,7 +129,8 @@ def _equalize(images: Tensor, strength: Tensor, fill: Tensor) -> Tensor:
     """Spread the values of each channel evenly, by a table made from its histogram, as Pillow does."""
     values = images.mul(255).round().long().flatten(2)  # (n, C, H * W)
     # On a GPU the check would wait for the device, and the kernel checks anyhow.
-    if values.device.type == "cpu" and values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= 255:
+    low, high = values.aminmax() if values.device.type == "cpu" and values.numel() else (0, 0)
+    if not 0 <= int(low) <= int(high) <= 255:
         raise ValueError("images must be in [0, 1] here; put Normalize behind TrivialAugment")
     histogram = values.new_zeros(*values.shape[:2], 256).scatter_add_(2, values, torch.ones_like(values))
     brightest = histogram.gather(2, values.amax(dim=2, keepdim=True))

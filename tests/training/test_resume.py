@@ -327,7 +327,7 @@ def test_a_mask_of_minus_infinity_is_saved_and_taken_up(tmp_path: Path) -> None:
     assert train(12).step == 12
 
 
-def test_lost_statistics_are_found_also_where_they_were_lost_before_the_fit(tmp_path: Path) -> None:
+def test_lost_statistics_are_not_taken_for_unbounded_by_design() -> None:
     task = masked_task()
     task.model.get_buffer("1.running_var").fill_(torch.inf)
     assert unbounded_buffers(task) == {"model.mask"}

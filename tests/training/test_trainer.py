@@ -33,6 +33,7 @@ from cifarkit.training import (
     load_checkpoint,
     schedules,
 )
+from cifarkit.training.evaluation import to_device
 from cifarkit.training.task import Batch
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -609,7 +610,7 @@ def test_an_optimizer_of_another_network_is_refused() -> None:
 
 def test_a_bare_tensor_is_no_batch() -> None:
     with pytest.raises(TypeError, match=r"a batch must be a tuple of tensors such as \(images, labels\); got Tensor"):
-        Trainer(max_epochs=1, progress=False).to_device(torch.zeros(4, 3))
+        to_device(torch.zeros(4, 3), torch.device("cpu"), torch.channels_last)  # type: ignore[arg-type]
 
 
 # What a task may get wrong.

@@ -74,7 +74,7 @@ class SelectiveTask(ClassificationTask):
             chosen = judged.topk(len(chosen)).indices
         self.batches_seen += 1
         yield Update(losses.mean(), "proxy", {"acc": accuracy(logits.detach(), labels[:learnt])})
-        kept = images[chosen].contiguous(memory_format=torch.channels_last)  # indexing leaves that layout
+        kept = images[chosen].contiguous(memory_format=self.layout)  # indexing leaves that of the images
         yield from super().updates((kept, labels[chosen]))
 
     @torch.no_grad()
