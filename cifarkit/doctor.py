@@ -26,7 +26,7 @@ from cifarkit.training.precision import choose_device
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _LEAST_FREE = 1e9  # bytes on the disk
-_SMALL_SIDE = 64  # pixels
+_SMALL_SIDE = 64  # pixels, below which ImageNet's stem is too coarse
 _BATCH = 128
 _REUSED_MATTERS = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.GELU, nn.MaxPool2d)
 
@@ -160,7 +160,7 @@ def _channels(model: nn.Module) -> int:
 def _stem(model: nn.Module, side: int) -> Iterator[Finding]:
     """Warn of a first convolution that reads large windows in strides, made for ImageNet."""
     first = _first_convolution(model)
-    if first is None or side > _SMALL_SIDE:
+    if first is None or side >= _SMALL_SIDE:
         return
     window, stride = first.kernel_size[0], first.stride[0]
     if window > stride > 1 and window >= 5:  # a patch embedding has window == stride

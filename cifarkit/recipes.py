@@ -120,7 +120,10 @@ class SpeedRecipe:
         )
 
     def task(self, train_set: ImageDataset) -> ClassificationTask:
-        """Make the network, its stem whitened and frozen, and the optimizer; and the same for the proxy, if any."""
+        """Make the network, its stem whitened and frozen, and the optimizer; and the same for the proxy, if any.
+
+        Both take images of as many channels as those of the set.
+        """
         model, optimizer = self._network(train_set, self.widths, self.depth)
         if self.keep == 1:
             return ClassificationTask(model, optimizer, label_smoothing=self.label_smoothing)
@@ -140,7 +143,8 @@ class SpeedRecipe:
         return round(self.batch_size / self.keep)
 
     def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: int) -> tuple[SpeedNet, Muon]:
-        model = SpeedNet(train_set.num_classes, widths=widths, depth=depth)
+        channels = train_set.image_shape[0]
+        model = SpeedNet(train_set.num_classes, widths=widths, depth=depth, channels=channels)
         if self.whiten:
             model.whiten(normalized_sample(train_set, _WHITENING_IMAGES))
             model.stem.requires_grad_(False)

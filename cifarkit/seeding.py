@@ -155,7 +155,7 @@ class Draws:
         return bits.reshape(len(self), *shape)  # (B, count) -> (B, *shape)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+        return torch.from_numpy(values).to(self.device, non_blocking=True)  # CUDA copies such memory at once
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -2,8 +2,8 @@
 
     python examples/quickstart.py
 
-It prints the accuracy (above 99 %), writes six pictures to a new folder below runs/, and report.html, which shows them
-all on one page.
+It prints the accuracy (above 99 %), writes six pictures to a new folder below runs/, and report.html, a page that shows
+five of them and draws the curves itself.
 """
 
 import argparse

@@ -18,7 +18,11 @@ from cifarkit import data, models, plots, report, schedules, seed_everything, tr
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+flag(
+    "--data",
+    default="shapes",
+    help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class, all pictures of one size",
+)
 flag("--root", default="data", help="where CIFAR lies")
 flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--model", default="speednet", choices=["speednet", "resnet18", "resnet34"])

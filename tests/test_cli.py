@@ -211,6 +211,19 @@ def test_a_diffusion_model_takes_grey_images(here: Path) -> None:
     assert commands.main(["generate", "run", "--per-class", "1", "--steps", "2"]) == 0
 
 
+def test_a_classifier_takes_grey_images(here: Path) -> None:
+    coloured = data.shapes(100, size=28)
+    data.ImageDataset(coloured.images[:, :1], coloured.labels, coloured.classes).save(here / "grey.npz")
+    assert commands.main(["train", "--tiny", "--data", "grey.npz", "--folder", "run"]) == 0
+    assert shared.read_settings(here / "run")["network"]["channels"] == 1
+    assert commands.main(["explain", "run", "--method", "saliency", "--count", "3"]) == 0
+    assert "Explanations" in (here / "run" / "report.html").read_text()
+    assert commands.main(["report", "run"]) == 0
+    assert commands.main(["doctor", "run", "--steps", "0"]) == 0
+    assert commands.main(["lr-find", "--tiny", "--data", "grey.npz", "--steps", "12", "--batch-size", "20"]) == 0
+    assert commands.main(["train", "--resume", "run"]) == 0
+
+
 def test_images_the_diffusion_model_cannot_take_leave_no_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.shapes(60, size=30).save(here / "own.npz")
     assert commands.main(["train", "--recipe", "ddpm", "--data", "own.npz"]) == 1

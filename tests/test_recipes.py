@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cifarkit import data, recipes
+from cifarkit import data, predict, recipes
 from cifarkit.recipes import SpeedRecipe
 from cifarkit.training import SelectiveTask
 from cifarkit.transforms import AlternatingFlip, Cutout, RandomHorizontalFlip
@@ -40,6 +40,15 @@ def test_the_network_is_whitened_and_its_stem_stays() -> None:
     recipes.TINY.trainer(max_epochs=1, progress=False).fit(task, recipes.TINY.loader(TRAIN))
     torch.testing.assert_close(stem[:12], -stem[12:])
     assert torch.equal(task.model.stem[0].weight, stem)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_grey_images_are_trained_on_and_predicted(keep: float) -> None:
+    grey = data.ImageDataset(TRAIN.images[:, :1, 2:-2, 2:-2], TRAIN.labels, TRAIN.classes)  # (200, 1, 28, 28)
+    recipe = replace(recipes.TINY, epochs=1, keep=keep, proxy_widths=(4, 4, 4))
+    task = recipe.task(grey)
+    recipe.trainer(progress=False).fit(task, recipe.loader(grey))
+    assert predict(task.model, recipes.normalized_sample(grey, 10)).shape == (10, 10)
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

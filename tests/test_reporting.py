@@ -87,6 +87,12 @@ def test_the_page_holds_results_and_settings(run: Path) -> None:
     assert "lacks" not in made.text
 
 
+def test_a_comparison_leaves_the_page_of_the_first_run_alone(run: Path, tmp_path: Path) -> None:
+    alone = report(run).read_bytes()
+    assert report(run, make_run(tmp_path / "second")) == run / "comparison.html"
+    assert (run / "report.html").read_bytes() == alone
+
+
 def test_curves_carry_their_numbers(run: Path) -> None:
     loss, accuracy, *_ = Page(report(run)).charts
     assert loss["lines"][0]["points"] == [[0.0, 2.0], [1.0, 1.0], [2.0, 0.666667]]

@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     names = [classes[label] for label in predicted.tolist()]
     for start in range(0, len(chosen), _COLUMNS):
         part = slice(start, start + _COLUMNS)
-        gap = [images.new_zeros(1, *images.shape[1:]).float()] * (_COLUMNS - len(images[part]))  # fills the last row
-        shown += [images[part].float() / 255, *gap, overlay(images[part], maps[part]), *gap]
+        gap = [images.new_zeros(1, 3, *images.shape[2:]).float()] * (_COLUMNS - len(images[part]))  # fills the last row
+        plain = images[part].expand(-1, 3, -1, -1).float() / 255  # overlays have three channels, grey images one
+        shown += [plain, *gap, overlay(images[part], maps[part]), *gap]
         captions += [*names[part], *[""] * (2 * _COLUMNS - len(images[part]))]
     about = "predicted class" if target is None else args.target
     path = Path(args.run_folder) / "explanations" / f"{args.method}{'-mistakes' if args.mistakes else ''}.png"

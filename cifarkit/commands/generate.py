@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cifarkit.commands.diffusion import build_network
-from cifarkit.commands.shared import read_settings
+from cifarkit.commands.shared import own_part, read_settings
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
     folder = Path(args.folder or Path(args.run_folder) / "generated")
     choices = {"per_class": args.per_class, "batch_size": args.batch_size, "seed": args.seed}
+    choices |= own_part()  # of torchrun, and so of the images
     made = generation.generate_dataset(sample, classes=settings["classes"], folder=folder, about=about, **choices)
     print(f"{len(made):,} images in {folder}, each described by a line of its manifest.jsonl")
     return 0

@@ -11,11 +11,10 @@ import argparse
 import csv
 import io
 import itertools
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from cifarkit import models, reporting, training, transforms
 from cifarkit.commands.shared import add_data_flags, load_images
@@ -24,7 +23,7 @@ from cifarkit.files import write_atomically
 from cifarkit.seeding import seed_everything
 from cifarkit.training.lr_finder import smoothed
 
-_MODELS: dict[str, Callable[[int], nn.Module]] = {
+_MODELS: dict[str, Any] = {
     "speednet": models.SpeedNet,
     "resnet18": models.resnet18,
     "resnet34": models.resnet34,
@@ -48,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
     train_set = load_images(args, train=True)
     normalize = transforms.Normalize(*train_set.mean_std())
     loader = Loader(train_set, args.batch_size, shuffle=True, seed=args.seed, transform=normalize)
-    model = _MODELS[args.model](train_set.num_classes)
+    channels = train_set.image_shape[0]
+    model = _MODELS[args.model](train_set.num_classes, channels=channels)
     if args.tiny:
-        model = models.SpeedNet(train_set.num_classes, widths=(8, 16, 16))
+        model = models.SpeedNet(train_set.num_classes, widths=(8, 16, 16), channels=channels)
     task = training.ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
     steps = min(args.steps, 20) if args.tiny else args.steps
     trainer = training.Trainer(max_steps=steps, precision="auto", progress=False)

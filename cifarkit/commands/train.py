@@ -75,11 +75,15 @@ def run(args: argparse.Namespace) -> int:
 def describe_classifier(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run that trains by a recipe."""
     recipe, (mean, std) = _recipe(args), train_set.mean_std()
+    network = {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth}
+    channels, height, _ = train_set.image_shape
+    if channels != 3:  # of three, runs of before say nothing either
+        network["channels"] = channels
     return {
         "kind": "classifier",
-        "network": {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth},
+        "network": network,
         "classes": list(train_set.classes),
-        "image_size": train_set.image_shape[1],
+        "image_size": height,
         "mean": list(mean),
         "std": list(std),
         "recipe": dataclasses.asdict(recipe),

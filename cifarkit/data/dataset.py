@@ -42,7 +42,7 @@ class ImageDataset:
     """
 
     def __init__(self, images: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor, classes: Sequence[str]) -> None:
-        self.classes = _check_classes(classes)
+        self.classes = check_classes(classes)
         self.images = _check_images(images)
         self.labels = _check_labels(labels, len(self.images), len(self.classes))
 
@@ -170,8 +170,13 @@ class ImageDataset:
             np.savez(file, images=images, labels=self.labels.numpy(), classes=np.array(self.classes))
 
 
-def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the names as a tuple, or raise."""
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the names as a tuple.
+
+    Raises:
+        TypeError: if they are no sequence of text.
+        ValueError: if one is empty, repeated or not fit to be printed, or there is none.
+    """
     ordered = isinstance(classes, Sequence | np.ndarray) and not isinstance(classes, str)  # a set has no order
     if not ordered or not all(isinstance(name, str) for name in classes):
         raise TypeError(f"classes must be a sequence of names such as ('cat', 'dog'), got {classes!r}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cifarkit.checks import check_device, check_integer, check_transform, has_parameter
+from cifarkit.data.batch_draws import warn_of_batch_draw
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.memory import keep_freed_memory
 from cifarkit.seeding import Draws
@@ -27,13 +28,18 @@ _MOST_WORKERS = min(2, os.cpu_count() or 1)  # threads that prepare batches; mor
 class Loader:
     """Iterate over an :class:`ImageDataset` in batches of (images, labels).
 
+    An iteration that reaches the end begins the next epoch. One that is left early, by ``break``, ``itertools.islice``
+    or ``next(iter(loader))``, does not: the next iteration starts the same epoch again, with the same batches. In a
+    loop of your own that leaves early, call :meth:`set_epoch`.
+
     The order is a function of (seed, epoch), and what a transform draws for an image is one of (seed, epoch, index
     of the image). So the pixels of a sample do not depend on the batch size, on the shard, or on where a run was
     resumed. Images stay uint8 in memory until the transform; a thread prepares the next batches while the model works,
     and a second one helps if the transform's attribute ``stateless`` is true, as it is for cifarkit's own.
     A transform that takes no ``draws``, or whose attribute ``keyed`` is false, runs when its batch is asked for: it may
     use the global random states, which the model uses too, and two threads would share them in an order that cannot be
-    repeated. One that draws nothing may say so by ``keyed = True``.
+    repeated. One that draws nothing may say so by ``keyed = True``. A random transform of torchvision gives all images
+    of a batch the same draw; a warning names what to use instead.
 
     Args:
         dataset: the images.
@@ -86,6 +92,7 @@ class Loader:
         self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
         self._workers = _MOST_WORKERS if transform is None or getattr(transform, "stateless", False) else 1
         self._prefetches = transform is None or bool(getattr(transform, "keyed", self._takes_draws))
+        warn_of_batch_draw(transform)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -110,6 +117,16 @@ class Loader:
     def position(self) -> int:
         """Batches of the epoch that are used up."""
         return self._position
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that of an epoch, from its first sample.
+
+        Raises:
+            TypeError: if epoch is no integer.
+            ValueError: if it is below 0.
+        """
+        self.epoch = check_integer("epoch", epoch, 0)
+        self._position = self._start = 0
 
     def copy(self) -> Loader:
         """Return a loader of the same images at the same position, which moves on its own."""

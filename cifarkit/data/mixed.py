@@ -78,6 +78,10 @@ class MixedLoader:
         """Batches of the epoch that are used up."""
         return self._real.position
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be that of an epoch, from its first sample; see :meth:`Loader.set_epoch`."""
+        self._real.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self._real)
 

@@ -33,6 +33,7 @@ def as_denoiser(
 
     Args:
         model: (x, t), or (x, t, labels) if conditional; then its attribute ``num_classes`` is K, and label K "none".
+            It may return an object with the tensor as ``sample``, as the networks of diffusers do.
         labels: (B,) int64, the class of each image to come; None asks a conditional model for any class.
         guidance: w in noise = with + w (with - without label); above 0 needs labels and doubles the batch.
         target: what the network was trained to predict, "noise" or "velocity".
@@ -108,7 +109,11 @@ class NetworkDenoiser:
                 torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        predicted: Tensor = self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device))
+        answer = self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device))
+        predicted = answer if isinstance(answer, Tensor) else getattr(answer, "sample", None)
+        if not isinstance(predicted, Tensor):
+            kind = type(answer).__name__
+            raise TypeError(f"model returns a {kind}; it must return a tensor like x, or an object with one as sample")
         return predicted
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number, check_size
-from cifarkit.inference import evaluation_mode
+from cifarkit.inference import device_of, evaluation_mode
 from cifarkit.models.feature_map import feature_map, look_into, zero_image
 from cifarkit.models.vit import AttentionChoice, Block
 
@@ -145,8 +145,8 @@ class HybridClassifier(nn.Module):
             raise TypeError(f"images must be a float tensor, transformed as in training; got {got}")
         if self.backbone_is_frozen and any(part.training for part in self.backbone.modules()):
             self.backbone.eval()  # frozen by requires_grad, or put into training mode, after the last call of train()
-        features: Tensor = feature_map(self.backbone, images)
-        return features
+        features: Tensor = feature_map(self.backbone, images.to(device_of(self.backbone, images.device)))
+        return features.to(device_of(self.head))  # which may have been trained elsewhere, on features
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and not self._has_suggested and not torch.compiler.is_compiling():

@@ -27,7 +27,7 @@ _ZIP_START = b"PK\x03\x04"  # by which torch.load tells them, too
 _NESTS = ("state_dict", "model", "weights", "task")  # where training scripts keep the weights in their files
 
 
-def resnet18(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None) -> ResNet:
+def resnet18(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None, channels: int = 3) -> ResNet:
     """Build torchvision's ResNet-18 (11.2 M parameters) for small images.
 
     Args:
@@ -38,21 +38,23 @@ def resnet18(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = 
             or the path of a state_dict, a training checkpoint or a ``.safetensors`` file. A 7x7 kernel is resampled
             for the 3x3 stem, see :func:`resample_stem`; a head of 1000 classes is left out (and logged) when
             num_classes is another number.
+        channels: C of the images, 1 for grey; ImageNet weights need 3.
     Raises:
-        ValueError: if num_classes or stem is out of range, or the weights are damaged or of another network.
+        ValueError: if num_classes, stem or channels is out of range, "DEFAULT" meets other channels than 3, or the
+            weights are damaged or of another network.
         TypeError: if an argument is of another type.
         ImportError: if the weights are a .safetensors file and the extra is not installed.
         OSError: if the weights cannot be read or downloaded.
     Shapes:
-        (B, 3, H, W) float -> (B, K) logits.
+        (B, C, H, W) float -> (B, K) logits.
     Source: He et al. 2016, section 4.1; the CIFAR stem follows their section 4.2.
     """
-    return _build(torchvision.models.resnet18, ResNet18_Weights.DEFAULT, num_classes, stem, weights)
+    return _build(torchvision.models.resnet18, ResNet18_Weights.DEFAULT, num_classes, stem, weights, channels)
 
 
-def resnet34(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None) -> ResNet:
+def resnet34(num_classes: int = 10, *, stem: Stem = "cifar", weights: Weights = None, channels: int = 3) -> ResNet:
     """Build torchvision's ResNet-34 (21.3 M parameters) for small images; see :func:`resnet18`."""
-    return _build(torchvision.models.resnet34, ResNet34_Weights.DEFAULT, num_classes, stem, weights)
+    return _build(torchvision.models.resnet34, ResNet34_Weights.DEFAULT, num_classes, stem, weights, channels)
 
 
 def resample_stem(kernel: Tensor) -> Tensor:
@@ -74,24 +76,38 @@ def resample_stem(kernel: Tensor) -> Tensor:
     return resampled.to(kernel.dtype)
 
 
-def _build(constructor: Callable[..., ResNet], imagenet: Any, num_classes: int, stem: Stem, weights: Weights) -> ResNet:
+def _build(
+    constructor: Callable[..., ResNet], imagenet: Any, num_classes: int, stem: Stem, weights: Weights, channels: int
+) -> ResNet:
     """Make the network, change its stem and fill in the weights."""
     num_classes = check_integer("num_classes", num_classes, 1)
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem={stem!r} is unknown; give 'cifar' (3x3, no pool) or 'imagenet' (7x7, pool)")
     if weights is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights={weights!r} is a {type(weights).__name__}; give None, 'DEFAULT' or a path")
+    if check_integer("channels", channels, 1) != 3 and weights == "DEFAULT":
+        raise ValueError(
+            f"weights='DEFAULT' reads 3 channels, not channels={channels}; repeat grey images by "
+            "images.expand(-1, 3, -1, -1) for a network of 3, or give weights=None or the path of weights of that shape"
+        )
     model = constructor(num_classes=num_classes)
     if stem == "cifar":
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+        model.conv1 = _first_convolution(channels, side=3, stride=1)
         model.maxpool = nn.Identity()
-    else:
+    elif channels != 3:
+        model.conv1 = _first_convolution(channels, side=7, stride=2)
+    if stem == "imagenet":
         model.register_forward_pre_hook(_CoarseStemWarning())
     if weights is not None:
         source, state = ("ImageNet weights", _download(imagenet)) if weights == "DEFAULT" else _read(Path(weights))
         _load(model, state, source)
     return model
+
+
+def _first_convolution(channels: int, side: int, stride: int) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, 64, kernel_size=side, stride=stride, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    return layer
 
 
 class _CoarseStemWarning:
@@ -201,6 +217,8 @@ def _first_mismatch(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> s
             cure = "give the weights of the same network"
             if key.startswith("fc."):
                 cure = f"build it with num_classes={got[0]} and exchange model.fc afterwards"
+            elif key == "conv1.weight" and len(got) == 4 and got[1] != want[1]:
+                cure = f"build it with channels={got[1]}"
             elif key == "conv1.weight" and got[-1] == 3:
                 cure = "build it with stem='cifar'"
             return f"'{key}' has shape {got} and not {want}; {cure}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cifarkit.checks import check_integer
 
-_STEM_WIDTH = 24  # twice the 3 * 2 * 2 numbers that the 2x2 stem reads
+_PATCH = 2 * 2  # pixels that a filter of the stem reads, of every channel
 _WHITENED_AT_A_TIME = 500  # images
 
 
@@ -25,15 +25,18 @@ class SpeedNet(nn.Module):
         num_classes: number of logits K.
         widths: channels of the three groups; (32, 64, 64) makes a network for quick experiments.
         depth: 3x3 convolutions a group; with 3 the last two of a group have a residual connection around them.
+        channels: C of the images, 1 for grey; the stem has 8 filters for each.
     Raises:
-        TypeError: if num_classes, depth or a width is no integer.
+        TypeError: if num_classes, depth, channels or a width is no integer.
         ValueError: if one is below 1, depth is not 2 or 3, or widths are not three.
     Shapes:
-        (B, 3, H, W) -> (B, K) logits, H and W from 20 to 64 pixels.
+        (B, C, H, W) -> (B, K) logits; H and W from 9 pixels, but made for 20 to 64, such as 28 or 32.
     Source: Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, section 3.
     """
 
-    def __init__(self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), depth: int = 2) -> None:
+    def __init__(
+        self, num_classes: int = 10, *, widths: Sequence[int] = (64, 256, 256), depth: int = 2, channels: int = 3
+    ) -> None:
         super().__init__()
         num_classes = check_integer("num_classes", num_classes, 1)
         if not isinstance(widths, Sequence) or len(widths) != 3:
@@ -41,8 +44,10 @@ class SpeedNet(nn.Module):
         widths = [check_integer(f"widths[{index}]", width, 1) for index, width in enumerate(widths)]
         if check_integer("depth", depth) not in (2, 3):
             raise ValueError(f"depth={depth} is not offered; use 2, or 3 with a residual connection")
-        self.stem = nn.Sequential(nn.Conv2d(3, _STEM_WIDTH, kernel_size=2), nn.GELU())
-        inputs = (_STEM_WIDTH, *widths[:-1])
+        channels = check_integer("channels", channels, 1)
+        stem_width = 2 * _PATCH * channels  # a direction and its negative for each number of a patch
+        self.stem = nn.Sequential(nn.Conv2d(channels, stem_width, kernel_size=2), nn.GELU())
+        inputs = (stem_width, *widths[:-1])
         self.groups = nn.Sequential(
             *(_Group(before, after, depth) for before, after in zip(inputs, widths, strict=True))
         )
@@ -64,22 +69,25 @@ class SpeedNet(nn.Module):
         left to learn.
 
         Args:
-            images: (N, 3, H, W) float, normalised as in training; a few thousand do.
+            images: (N, C, H, W) float, normalised as in training; a few thousand do.
             epsilon: added to the variances, so that directions of hardly any variance are not blown up.
         Raises:
-            ValueError: if images are not (N, 3, H, W).
+            ValueError: if images are not (N, C, H, W).
         Source: Jordan 2024, section 3.2.
         """
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be (N, 3, H, W), normalised as in training; got {tuple(images.shape)}")
-        covariance, count = images.new_zeros(12, 12, dtype=torch.float32), 0
-        for some in torch.split(images, _WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory
-            patches = nn.functional.unfold(some.float(), kernel_size=2).transpose(1, 2).flatten(0, 1)  # (patches, 12)
-            covariance, count = covariance + patches.T @ patches, count + len(patches)
-        variances, directions = torch.linalg.eigh(covariance / count)
-        rows = (directions / (variances + epsilon).sqrt()).T.flip(0)  # (12, 12), the strongest direction first
         stem = self.stem[0]
         assert isinstance(stem, nn.Conv2d)
+        channels = stem.in_channels
+        if images.dim() != 4 or images.shape[1] != channels:
+            got = tuple(images.shape)
+            raise ValueError(f"images must be (N, {channels}, H, W), normalised as in training; got {got}")
+        numbers = _PATCH * channels
+        covariance, count = images.new_zeros(numbers, numbers, dtype=torch.float32), 0
+        for some in torch.split(images, _WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory
+            patches = nn.functional.unfold(some.float(), kernel_size=2).transpose(1, 2).flatten(0, 1)  # (patches, 4C)
+            covariance, count = covariance + patches.T @ patches, count + len(patches)
+        variances, directions = torch.linalg.eigh(covariance / count)
+        rows = (directions / (variances + epsilon).sqrt()).T.flip(0)  # (4C, 4C), the strongest direction first
         assert stem.bias is not None
         stem.weight.copy_(torch.cat([rows, -rows]).view_as(stem.weight)).requires_grad_(False)
         stem.bias.zero_()

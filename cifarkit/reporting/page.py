@@ -37,7 +37,7 @@ def report(
     Args:
         run_folder: what :func:`cifarkit.run_folder` made and CSVLogger filled; it need not be complete.
         others: further run folders to compare with.
-        path: the page, ending in .html; None is report.html in run_folder.
+        path: the page, ending in .html; None is report.html in run_folder, of several runs comparison.html.
         title: heading; None is the name of the folder.
     Returns:
         path of the page.
@@ -48,7 +48,8 @@ def report(
     folders = [Path(folder) for folder in (run_folder, *others)]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError(f"others={[str(folder) for folder in others]} names a run twice; give each folder once")
-    target = folders[0] / "report.html" if path is None else Path(path)
+    name = "comparison.html" if others else "report.html"  # which leaves the first run's own page as it is
+    target = folders[0] / name if path is None else Path(path)
     if target.suffix.lower() != ".html" or target.is_dir():
         raise ValueError(f"path={str(path)!r} must end in .html and be no folder; the report is one page")
     runs = _named([read_run(folder) for folder in folders])

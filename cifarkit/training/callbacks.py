@@ -83,17 +83,18 @@ def check_mode(mode: str, monitor: str | None = None) -> str:
     return mode
 
 
-def monitored_value(run: Run, monitor: str) -> float | None:
+def monitored_value(run: Run, monitor: str, advice: str = "") -> float | None:
     """Look up a metric of the epoch; None if a callback will record it only later, as SWA does.
 
     Raises:
-        ValueError: if there is none of that name; the message lists those there are.
+        ValueError: if there is none of that name; the message lists those there are, and gives the advice.
     """
     if monitor in run.metrics:
         return run.metrics[monitor]
     if any(callback.will_record(monitor) for callback in run.callbacks):
         return None
-    raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {', '.join(sorted(run.metrics))}")
+    names = ", ".join(sorted(run.metrics))
+    raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {names}{advice and f'; {advice}'}")
 
 
 class EarlyStopping(Callback):
@@ -118,7 +119,8 @@ class EarlyStopping(Callback):
         self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, run.epoch - 1
 
     def on_epoch_end(self, run: Run) -> None:
-        value, epoch = monitored_value(run, self.monitor), run.epoch - 1
+        advice = f"a callback that records it must stand before {type(self).__name__} in the list of callbacks"
+        value, epoch = monitored_value(run, self.monitor, advice), run.epoch - 1
         if value is None or run.batches:
             return  # an epoch that ended in the middle: the run is over, and a resume completes it before it is judged
         gain = self.best - value if self.mode == "min" else value - self.best

@@ -26,7 +26,6 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from cifarkit.seeding import seed_everything
 from cifarkit.training.interrupts import InterruptGuard
 
 Result = TypeVar("Result")
@@ -65,11 +64,16 @@ def process_group() -> Iterator[None]:
         store = PrefixStore(_new_name(meeting_point, own, processes), meeting_point)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=own, world_size=processes)
+        failed = False
         try:
             yield
+        except Exception:
+            failed = True
+            raise
         finally:
-            _await_the_others(store)
-            dist.destroy_process_group()
+            if not (failed and cuda):  # NCCL would wait for processes that wait for this one, and say nothing
+                _await_the_others(store)
+                dist.destroy_process_group()
             sys.excepthook = hook  # to which each group adds the number of the process once more
 
 
@@ -80,7 +84,7 @@ def own_device(device: str | torch.device) -> str | torch.device:
     'cpu'
     """
     if world_size() > 1 and str(device) in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{_local_rank()}"
+        return f"cuda:{_local_rank() if torch.cuda.device_count() > 1 else 0}"  # some launchers show each its own
     return device
 
 
@@ -210,12 +214,6 @@ def require_alike(**settings: Any) -> None:
                 f"{name} must be the same on every rank; got {', '.join(map(str, values))} on ranks 0 to "
                 f"{len(values) - 1}. Rank 0 alone writes, so callbacks and loggers need no condition"
             )
-
-
-def separate_random_states() -> None:
-    """Give this rank random states of its own, as all come with those of the same seed; rank 0 keeps its own."""
-    if _is_shared() and rank():
-        seed_everything((int(torch.randint(2**32, ()).item()) + rank()) % 2**32)
 
 
 def _is_open() -> bool:

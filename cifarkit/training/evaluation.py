@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cifarkit.checks import name_kinds
 from cifarkit.inference import evaluation_mode
 from cifarkit.training import distributed
 from cifarkit.training.interrupts import InterruptGuard
+from cifarkit.training.kinds import describe
 from cifarkit.training.loading import iterating, undisturbed
 from cifarkit.training.task import Batch, Task
 
@@ -47,12 +49,41 @@ def evaluate(
                 distributed.heed(guard)
             with autocast():
                 results = task.evaluate(to_device(batch, device, task.layout))
-            for name, (total, count) in results.items():
-                sums.setdefault(name, []).append(total.float())
+            for name, (total, count) in _checked(results, task).items():
+                sum_here = total if isinstance(total, Tensor) else torch.tensor(float(total), device=device)
+                sums.setdefault(name, []).append(sum_here.float())
                 counts[name] = counts.get(name, 0) + count
     totals = distributed.add_up({name: sum(torch.stack(parts).tolist()) for name, parts in sums.items()})
     counts = distributed.add_up(counts)
     return {f"val_{name}": total / counts[name] for name, total in totals.items()}
+
+
+def _checked(results: Any, task: Task) -> Mapping[str, tuple[Any, Any]]:
+    """Return the results of a batch.
+
+    Raises:
+        TypeError: if they are no dict of name to (sum, count).
+    """
+    found = results if isinstance(results, Mapping) else {"": results}
+    for name, pair in found.items():
+        if not isinstance(name, str) or not name or not _is_sum_and_count(pair):
+            got = f"{name!r}: {describe(pair)}" if name else describe(pair)
+            raise TypeError(
+                f"{type(task).__name__}.evaluate must return a sum over the batch and the number of samples for each "
+                f"metric, as in {{'loss': (loss * len(images), len(images))}}; got {got}"
+            )
+    return found
+
+
+def _is_sum_and_count(pair: Any) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        return False
+    total, count = pair
+    return _is_scalar(total) and _is_scalar(count)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and not value.dim())
 
 
 def to_device(batch: Batch, device: torch.device, layout: torch.memory_format) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -53,6 +54,12 @@ class InterruptGuard:
     def exit_code(self) -> int:
         """The code a shell expects of a process that a signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
         return 128 + (self.signal_number or 0)
+
+    @property
+    def leaving(self) -> BaseException:
+        """What to raise to leave: SystemExit, which would end an interpreter in which somebody has pressed Ctrl-C."""
+        interactive = hasattr(sys, "ps1")  # a Python prompt, IPython or a notebook
+        return KeyboardInterrupt() if interactive and self.name == "SIGINT" else SystemExit(self.exit_code)
 
     @property
     def name(self) -> str:

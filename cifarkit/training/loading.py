@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -102,6 +103,20 @@ def _generators(loader: Any) -> list[torch.Generator]:
         generator = getattr(item, "generator", None)
         candidates += [] if any(generator is other for other in candidates) else [generator]
     return [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
+
+
+def warn_of_lasting_workers(loader: Iterable[Any]) -> None:
+    """Warn if a DataLoader keeps its workers from epoch to epoch; their random states are in no checkpoint.
+
+    They were seeded when the first epoch began. Begun in a later one they are seeded anew, and the drawing of that seed
+    changes the order of the samples, too.
+    """
+    if getattr(loader, "persistent_workers", False):
+        warnings.warn(
+            "the resumed run is not equal bit for bit: a DataLoader with persistent_workers=True cannot be continued "
+            "in a later epoch; leave it out, or use cifarkit.Loader",
+            stacklevel=2,
+        )
 
 
 def replayed(loader: Iterable[Any], batches: int, rng_at_start: RngState) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from cifarkit.checks import check_numbers
 from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training.distributed import from_first_rank, process_group, rank
 
@@ -44,6 +45,19 @@ class Logger:
 
     def close(self, run: Run) -> None:
         """Finish, also after an error; run.stopped_because may say why the run ended early."""
+
+
+def in_unit_range(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Map float images from (low, high) to [0, 1], clipped; uint8 stays as it is.
+
+    Raises:
+        ValueError: if value_range is not two finite numbers, the lower first.
+    """
+    numbers = check_numbers("value_range", value_range)
+    if len(numbers) != 2 or numbers[0] >= numbers[1]:
+        raise ValueError(f"value_range={value_range} must be (low, high), such as (-1, 1)")
+    low, high = numbers
+    return ((images.float() - low) / (high - low)).clamp(0, 1) if images.is_floating_point() else images
 
 
 def run_folder(name: str, root: str | Path = "runs") -> Path:

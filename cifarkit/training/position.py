@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cifarkit.seeding import RngState
-from cifarkit.training.loading import generator_states, replayed, set_generator_states
+from cifarkit.training.loading import generator_states, replayed, set_generator_states, warn_of_lasting_workers
 
 
 class Position:
@@ -18,12 +18,16 @@ class Position:
 
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
+        self._opened = False  # by this process
         self._loader_state: dict[str, Any] | None = None
         self._rng_at_epoch_start: RngState | None = None
         self._generators = generator_states(loader)  # before the running epoch drew its order
 
     def open(self, epoch: int, batches: int) -> Iterator[Any]:
         """Start the batches of an epoch, or what is left of them behind those that are used up."""
+        if epoch and not self._opened:
+            warn_of_lasting_workers(self.loader)
+        self._opened = True
         self._generators = generator_states(self.loader)
         set_epoch = getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
         if set_epoch is not None:  # a DistributedSampler repeats its order otherwise

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from cifarkit.seeding import RngState
+from cifarkit.seeding import RngState, seed_everything
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_same_task
 from cifarkit.training.config import describe_optimizers, log_other_settings, warn_of_differences
-from cifarkit.training.distributed import average_statistics, gather, rank, separate_random_states
+from cifarkit.training.distributed import average_statistics, gather, rank, world_size
 from cifarkit.training.kinds import require_like
 from cifarkit.training.loading import generator_states, set_generator_states
 from cifarkit.training.meters import NonFiniteLossError
+from cifarkit.training.schedules import remember_new_rates
 from cifarkit.training.structure import FORMAT_VERSION, STATISTICS, require_fitting, require_whole
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ def state_of(run: Run) -> dict[str, Any]:
     run.meters.flush()
     average_statistics(run.task)
     _require_finite_weights(run)
+    for optimizer in run.task.optimizers.values():
+        remember_new_rates(optimizer)
     own, *others = gather(run.position.state_dict(run.batches))
     counters = {name: getattr(run, name) for name in _COUNTERS}
+    counters |= {"recorded": run.recorded} if run.recorded else {}
     return {
         "format_version": FORMAT_VERSION,
         "run": counters | {"meters": run.meters.state_dict()},
@@ -47,7 +51,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "optimizers": {name: optimizer.state_dict() for name, optimizer in run.task.optimizers.items()},
         "scalers": {name: scaler.state_dict() for name, scaler in run.scalers.items()},
         "callbacks": [{"name": type(item).__name__, "state": item.state_dict()} for item in run.callbacks],
-        "config": run.config,
+        "config": run.config | {"optimizers": describe_optimizers(run.task)},  # a callback may have added a group
         **own,
         "other_ranks": others,
     }
@@ -92,6 +96,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     counters = dict(state["run"])
     run.meters.load_state_dict(counters.pop("meters"))
     run.go_on_counting(counters.pop("seconds"))
+    run.recorded = counters.get("recorded", {})
     for name in counters.keys() & {*_COUNTERS}:
         setattr(run, name, counters[name])
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
@@ -106,9 +111,16 @@ def restore_random_states(state: dict[str, Any] | None) -> None:
     """Restore the random states of this rank; one that was not there yet gets states of its own."""
     own = None if state is None else _part_of_this_rank(state)
     if state is not None:
+        separate_random_states()  # of devices, too, that the saved process did not have
         RngState.from_state_dict((own or state)["rng"]).restore()
     if not own:
         separate_random_states()
+
+
+def separate_random_states() -> None:
+    """Give this rank random states of its own, as all come with those of the same seed; rank 0 keeps its own."""
+    if world_size() > 1 and rank():
+        seed_everything((int(torch.randint(2**32, ()).item()) + rank()) % 2**32)
 
 
 def restore_callbacks(run: Run, states: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from cifarkit.training.distributed import require_alike
 from cifarkit.training.evaluation import to_device
 from cifarkit.training.kinds import NUMBER, as_number, require
 from cifarkit.training.loading import require_batches, undisturbed
+from cifarkit.training.loggers import in_unit_range
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.position import Position
 from cifarkit.training.resuming import state_of, take_up, unbounded_buffers
@@ -76,6 +77,7 @@ class Run:
         self.has_updated = False  # once an update has succeeded
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
+        self.recorded: dict[str, Any] = {}  # by callbacks, for the row of the running epoch
         self.stopped_because: str | None = None
         self.last_checkpoint: str | None = None
         self.resumed = False
@@ -84,6 +86,9 @@ class Run:
             training_batches=self.batches_in_epoch,
             validation_batches=len(val_loader) if val_loader is not None else None,  # type: ignore[arg-type]
             updates=self.total_steps,
+            precision=trainer.precision.name,  # "auto" depends on the device
+            log_every_n_steps=trainer.log_every_n_steps,
+            accumulate_grad_batches=trainer.accumulation.factors,
             callbacks=[type(item).__name__ for item in trainer.callbacks],
             parameters=[tuple(parameter.shape) for parameter in self.parameters],
         )
@@ -135,6 +140,8 @@ class Run:
     def record(self, metrics: Mapping[str, float]) -> None:
         """Add metrics, numbers or tensors of one, to ``metrics`` and to the last row of ``history``, the newest epoch.
 
+        Within an epoch, as in ``on_step_end``, they are kept for its row, which is still to come.
+
         Raises:
             ValueError: if one called train_ or val_ is no number, with which a checkpoint would be refused.
         """
@@ -142,7 +149,7 @@ class Run:
         for name, number in numbers.items():
             if name.startswith(("train_", "val_")):
                 require(number, NUMBER, f"metrics[{name!r}]")
-        for table in (self.metrics, *self.history[-1:]):
+        for table in (self.metrics, *([self.recorded] if self.lacks_a_row else self.history[-1:])):
             table.update(numbers)
 
     def log_later(self, metrics: Mapping[str, float]) -> None:
@@ -199,8 +206,9 @@ class Run:
         """Write the epoch's row; a partial epoch, ended by max_steps or a callback, may be continued by a resume."""
         row = {"epoch": self.epoch, "step": self.step, **self.meters.epoch_means(), **validation}
         row |= {"lr": self._first_rate(), "images_per_second": self._speed(self._epoch_clock), "seconds": self.seconds}
+        row |= self.recorded
         if whole:
-            self.epoch, self.batches, self.meters = self.epoch + 1, 0, Meters()
+            self.epoch, self.batches, self.meters, self.recorded = self.epoch + 1, 0, Meters(), {}
         self.position.mark()
         self.history.append(row)
         self.metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
@@ -218,8 +226,18 @@ class Run:
             "A lower learning rate, a warm-up or gradient_clip_val may help, or NaN may be in the images"
         )
 
-    def log_images(self, name: str, images: Tensor) -> None:
-        """Send a grid of images, uint8 or float in [0, 1], to every logger."""
+    def log_images(self, name: str, images: Tensor, value_range: tuple[float, float] | None = None) -> None:
+        """Send a grid of images to every logger.
+
+        Args:
+            name: of the grid.
+            images: (B, C, H, W), uint8 or float.
+            value_range: the float values shown black and white, beyond which they are clipped, such as (-1, 1); None
+                means [0, 1].
+        Raises:
+            ValueError: if value_range is not (low, high).
+        """
+        images = images if value_range is None else in_unit_range(images, value_range)
         for logger in self.loggers:
             logger.log_images(name, images, self.step)
 

@@ -24,6 +24,8 @@ def constant() -> Schedule:
 def cosine(warmup: float = 0.0) -> Schedule:
     """Rise linearly from 0 over the fraction ``warmup``, then fall to 0 along half a cosine.
 
+    With a warmup above 0 the first update is made at the rate 0, and changes no weight.
+
     Raises:
         ValueError: if warmup is not in [0, 1).
     Source: Loshchilov and Hutter 2017, "SGDR", eq. 5, without restarts.
@@ -41,7 +43,9 @@ def cosine(warmup: float = 0.0) -> Schedule:
 def one_cycle(warmup: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
     """Rise from ``start`` to 1 over the fraction ``warmup`` and fall to ``end``, both along half a cosine.
 
-    The optimizer's own rate is the peak. The defaults are those of ``torch.optim.lr_scheduler.OneCycleLR``.
+    The optimizer's own rate is the peak. The defaults give the rates of ``torch.optim.lr_scheduler.OneCycleLR``, with
+    two differences: PyTorch cycles the momentum, too, which stays as it is here; and it makes its last update at
+    ``end``, which is reached here after the last update.
 
     Raises:
         ValueError: if warmup is not in [0, 1).
@@ -103,11 +107,19 @@ def scheduled_rates(optimizers: Mapping[str, Optimizer]) -> Iterator[None]:
     finally:
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:  # not the groups of before: loading a checkpoint replaces them
-                group["lr"] = group.pop("base_rate")
+                group["lr"] = group.pop("base_rate", group["lr"])
+
+
+def remember_new_rates(optimizer: Optimizer) -> None:
+    """Remember the own rate of groups that ``add_param_group`` has added while a schedule bends the others."""
+    if any("base_rate" in group for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            group.setdefault("base_rate", group["lr"])
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:
     """Set every group to its initial rate times a schedule's factor."""
+    remember_new_rates(optimizer)
     for group in optimizer.param_groups:
         group["lr"] = group["base_rate"] * float(factor)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ class Task(nn.Module):
         """Yield one :class:`Update` for each optimizer step that this batch makes."""
         raise NotImplementedError(f"{type(self).__name__} must define updates(batch)")
 
-    def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
-        """Return for each metric its sum over the batch (a scalar tensor) and the number of samples summed."""
+    def evaluate(self, batch: Batch) -> Mapping[str, tuple[Tensor | float, int]]:
+        """Return for each metric its sum over the batch, a scalar tensor or a number, and the samples summed."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(batch) to be validated")
 
     def train(self, mode: bool = True) -> Task:
@@ -77,6 +78,21 @@ def check_task(task: Task) -> Task:
     if not optimizers:
         raise TypeError(f"{type(task).__name__}.optimizers is empty: nothing would be trained")
     return task
+
+
+def stages_of(task: Task, batch: Batch) -> Iterator[Update]:
+    """Return what the task yields for a batch.
+
+    Raises:
+        TypeError: if its ``updates`` returns a loss instead of yielding it.
+    """
+    updates: Any = task.updates(batch)
+    if isinstance(updates, Tensor) or not isinstance(updates, Iterable):
+        raise TypeError(
+            f"{type(task).__name__}.updates must yield Update objects; it returned {type(updates).__name__}: "
+            "write 'yield Update(loss)' in place of 'return loss'"
+        )
+    return iter(updates)
 
 
 def check_update(update: Update, task: Task) -> None:

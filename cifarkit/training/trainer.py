@@ -27,7 +27,7 @@ from cifarkit.training.progress import ProgressBar
 from cifarkit.training.resuming import naming, restore_callbacks, restore_random_states, unchanged_by_a_failure
 from cifarkit.training.run import Run
 from cifarkit.training.schedules import Schedule, check_schedule, constant, scheduled_rates, set_rates
-from cifarkit.training.task import Batch, Task, Update, check_task, check_update, metric_name
+from cifarkit.training.task import Batch, Task, Update, check_task, check_update, metric_name, stages_of
 
 
 class Trainer:
@@ -45,7 +45,8 @@ class Trainer:
         device: "auto" takes CUDA if there is one, each process of torchrun its own.
         compile: compile the networks; if that fails the run goes on without, and says so.
         progress: show a bar, or a line an epoch where stdout is no terminal.
-        log_every_n_steps: updates between two log steps, the only moments when metrics leave the device.
+        log_every_n_steps: updates between two log steps. Metrics leave the device then, at the end of an epoch and of
+            the run, and when a checkpoint is written.
     Raises:
         ValueError: if an argument is out of range, or the device cannot do the precision.
         TypeError: if a callback is no Callback.
@@ -96,7 +97,7 @@ class Trainer:
         counts = [len(batch[0]) for batch in micro_batches]
         run.stepped, total = False, sum(counts)
         images = total
-        stages = [iter(run.task.updates(batch)) for batch in micro_batches]
+        stages = [stages_of(run.task, batch) for batch in micro_batches]
         while True:
             names: list[str | None] = []
             for stage, count in zip(stages, counts, strict=True):
@@ -165,6 +166,7 @@ class Trainer:
             NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save. Also if
                 the fp16 gradients overflow at every scale.
             SystemExit: 143 on SIGTERM and 130 on Ctrl-C, to any process, after the update is finished and saved.
+            KeyboardInterrupt: instead on Ctrl-C in an interactive interpreter, such as a notebook, which lives on.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -236,7 +238,7 @@ class Trainer:
         except Interrupted:
             run.stop(f"{guard.name} was received; {explain_resuming(run.callbacks)}")
             run.notify("on_interrupt")
-            raise SystemExit(guard.exit_code) from None
+            raise guard.leaving from None
 
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
         run.history[:] = [row for row in run.history if row["epoch"] < run.epoch]  # without that of a part of this one

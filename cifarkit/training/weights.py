@@ -25,26 +25,33 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         write_checkpoint(weights, path)
 
 
-def load_weights(model: nn.Module, path: str | Path, *, average: str | None = None) -> nn.Module:
+def load_weights(
+    model: nn.Module, path: str | Path, *, average: str | None = None, network: str | None = None
+) -> nn.Module:
     """Load weights into a network and return it.
 
     Args:
         model: the network, built like the one that was saved.
         path: a file of :func:`save_weights`, or a checkpoint of a run whose task holds the network.
         average: take the averaged weights of a checkpoint instead: "ema" or "swa", or "ema_2" for the second EMA.
+        network: name that the network has in the task of a checkpoint, such as "generator"; None takes the one called
+            "model", or else the only one that fits.
     Raises:
-        ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not.
+        ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not. Also
+            if several networks of a checkpoint fit and none of them is called "model".
     """
     weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
     if "format_version" in weights:
         try:
-            weights = _network_of_run(weights, model, path, average)
+            weights = _network_of_run(weights, model, path, average, network)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{shown(path)} calls itself the checkpoint of a run and lacks its parts: {error!r}"
             ) from error
     elif average is not None:
         raise ValueError(f"average={average!r}: {shown(path)} holds plain weights and no averaged ones")
+    elif network is not None:
+        raise ValueError(f"network={network!r}: {shown(path)} holds the weights of one network; leave network out")
     own = model.state_dict()
     for key in [*own, *weights]:
         sides = (weights, own)
@@ -60,9 +67,9 @@ def load_weights(model: nn.Module, path: str | Path, *, average: str | None = No
 
 
 def _network_of_run(
-    state: dict[str, Any], model: nn.Module, path: str | Path, average: str | None
+    state: dict[str, Any], model: nn.Module, path: str | Path, average: str | None, network: str | None
 ) -> dict[str, Tensor]:
-    """Find the weights of one network in a run's checkpoint: the child of the task with the same keys."""
+    """Find the weights of one network in a run's checkpoint: the child of the task of that name, or with its keys."""
     tensors: dict[str, Tensor] = state["task"]
     if average is not None:
         found = [item["state"] for item in state["callbacks"] if item["state"].get("kind") == average]
@@ -71,15 +78,25 @@ def _network_of_run(
             there = "an average that no update has entered yet" if found else missing
             raise ValueError(f"average={average!r}: {shown(path)} holds {there}")
         tensors = found[0]["averaged"]
-    names = {key.split(".", 1)[0] for key in tensors}
-    own = model.state_dict().keys()
-    for name in sorted(names, key=lambda name: name != "model"):
-        child = {key[len(name) + 1 :]: tensor for key, tensor in tensors.items() if key.startswith(name + ".")}
-        if child.keys() == own:
-            return child
-    raise ValueError(
-        f"{shown(path)} holds the networks {sorted(names)}, none of which has the keys of {type(model).__name__}"
-    )
+    children: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, rest = key.partition(".")
+        children.setdefault(name, {})[rest] = tensor
+    if network is not None:
+        if network not in children:
+            raise ValueError(f"network={network!r}: {shown(path)} holds the networks {sorted(children)}")
+        return children[network]
+    fitting = [name for name in sorted(children) if children[name].keys() == model.state_dict().keys()]
+    if not fitting:
+        raise ValueError(
+            f"{shown(path)} holds the networks {sorted(children)}, none of which has the keys of {type(model).__name__}"
+        )
+    if len(fitting) > 1 and "model" not in fitting:
+        raise ValueError(
+            f"{shown(path)} holds several networks with the keys of {type(model).__name__}: {fitting}; say which by "
+            f"network={fitting[0]!r}"
+        )
+    return children["model" if "model" in fitting else fitting[0]]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -282,9 +283,11 @@ def test_only_the_worker_is_held_to_one_core() -> None:
 def test_torchvision_transforms_work() -> None:
     data = numbered(9, size=8)
     transform = v2.Compose([v2.RandomCrop(8, padding=2), v2.RandomHorizontalFlip(), v2.Normalize([0.5] * 3, [0.2] * 3)])
-    images = torch.cat([images for images, _ in Loader(data, 4, transform=transform)])
+    with pytest.warns(UserWarning, match="same draw"):
+        images = torch.cat([images for images, _ in Loader(data, 4, transform=transform)])
     assert images.shape == (9, 3, 8, 8)
-    flip = Loader(data, 9, transform=v2.RandomHorizontalFlip(p=1.0))
+    with pytest.warns(UserWarning, match="same draw"):
+        flip = Loader(data, 9, transform=v2.RandomHorizontalFlip(p=1.0))
     assert torch.equal(next(iter(flip))[0], data.images.flip(3).float() / 255)
 
 
@@ -360,6 +363,27 @@ def test_a_look_at_the_first_batch_leaves_no_trace() -> None:
         for (images, labels), (expected, expected_labels) in zip(loader, untouched, strict=True):
             assert torch.equal(images, expected)
             assert torch.equal(labels, expected_labels)
+
+
+def test_an_iteration_left_early_starts_again_unless_an_epoch_is_set() -> None:
+    loader, whole = (Loader(numbered(10), 4, shuffle=True, seed=1) for _ in range(2))
+    epochs = [labels_of(whole) for _ in range(3)]
+    assert [[labels.tolist() for _, labels in islice(loader, 2)] for _ in range(2)] == [epochs[0][:2]] * 2
+    for epoch in (1, 2, 0):
+        loader.set_epoch(epoch)
+        assert (loader.epoch, loader.position) == (epoch, 0)
+        assert [labels.tolist() for _, labels in islice(loader, 2)] == epochs[epoch][:2]
+    loader.load_state_dict(loader.state_dict())  # in the middle of epoch 0
+    loader.set_epoch(2)
+    assert labels_of(loader) == epochs[2]
+    assert loader.epoch == 3
+
+
+def test_a_wrong_epoch_is_named() -> None:
+    with pytest.raises(ValueError, match="epoch=-1 must be at least 0"):
+        Loader(numbered(4), 2).set_epoch(-1)
+    with pytest.raises(TypeError, match=r"epoch=0\.5 is a float; give an integer"):
+        Loader(numbered(4), 2).set_epoch(0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("taken", range(6))

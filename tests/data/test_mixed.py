@@ -54,6 +54,15 @@ def test_an_epoch_is_one_pass_over_the_real_images() -> None:
     assert len(loader) == 5
 
 
+def test_an_epoch_can_be_set() -> None:
+    loader, whole = mixed(), mixed()
+    epochs = [labels_of(whole) for _ in range(3)]
+    next(iter(loader))
+    for epoch in (2, 0, 1):
+        loader.set_epoch(epoch)
+        assert labels_of(loader) == epochs[epoch]
+
+
 def test_the_generated_ones_go_round() -> None:
     loader = mixed(batch_size=4, share=0.75)
     rounds = [label for _ in range(3) for batch in labels_of(loader) for label in batch if label >= 100]

@@ -231,8 +231,67 @@ def test_image_folder_ignores_links_hidden_and_other_files(tmp_path: Path) -> No
         (tmp_path / name).write_text("no picture")
     (tmp_path / "cat" / "link.png").symlink_to("0.png")
     (tmp_path / "linked").symlink_to("cat", target_is_directory=True)
-    dataset = image_folder(tmp_path)
+    with pytest.warns(UserWarning, match="passed over 2 links to pictures or folders; links are not followed"):
+        dataset = image_folder(tmp_path)
     assert (len(dataset), dataset.classes) == (1, ("cat",))
+    with pytest.warns(UserWarning, match="cat: passed over 1 link to pictures") as caught:
+        read_images(tmp_path / "cat")
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
+def test_grey_pictures_have_one_channel(tmp_path: Path, mode: str) -> None:
+    value = {"I;16": 0xFFFF, "LA": (255, 9), "RGBA": (255, 255, 255, 9), "P": 0}.get(mode, 255)
+    (tmp_path / "cat").mkdir()
+    picture = Image.new(mode, (5, 4), value)  # type: ignore[arg-type]
+    if mode == "P":
+        picture.putpalette([255] * 768)
+    picture.save(tmp_path / "cat" / "0.png")
+    assert torch.equal(image_folder(tmp_path, channels=1).images, torch.full((1, 1, 4, 5), 255, dtype=torch.uint8))
+    assert read_images(tmp_path / "cat", size=8, channels=1).shape == (1, 1, 8, 8)
+
+
+def test_every_grey_value_is_kept(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(tmp_path / "ramp.png")
+    assert read_images(tmp_path / "ramp.png", channels=1).flatten().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(("channels", "error"), [(2, ValueError), (0, ValueError), ("1", TypeError)])
+def test_other_channels_are_refused(tmp_path: Path, channels: Any, error: type[Exception]) -> None:
+    draw(tmp_path / "cat" / "0.png")
+    for reader in (image_folder, lambda root, **options: read_images(root / "cat", **options)):
+        with pytest.raises(error, match=rf"channels={channels!r} is"):
+            reader(tmp_path, channels=channels)
+
+
+def test_given_classes_number_two_folders_alike(tmp_path: Path) -> None:
+    for name, value in (("train/cat", 1), ("train/dog", 2), ("train/fox", 3), ("val/fox", 4), ("val/cat", 5)):
+        draw(tmp_path / name / "0.png", colour=(value, 0, 0))
+    train = image_folder(tmp_path / "train")
+    val = image_folder(tmp_path / "val", classes=train.classes)
+    assert val.classes == train.classes == ("cat", "dog", "fox")
+    assert dict(zip(val.labels.tolist(), val.images[:, 0, 0, 0].tolist(), strict=True)) == {0: 5, 2: 4}
+    assert image_folder(tmp_path / "val", classes=["fox", "cat"]).labels.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"train: class folder dog, fox is not among classes \(cat\); add the name or"):
+        image_folder(tmp_path / "train", classes=["cat"])
+    with pytest.raises(TypeError, match="classes must be a sequence of names"):
+        image_folder(tmp_path / "train", classes="cat")
+    with pytest.raises(ValueError, match="classes names 'cat' twice"):
+        image_folder(tmp_path / "train", classes=["cat", "dog", "fox", "cat"])
+
+
+def test_of_many_broken_pictures_three_are_named_and_all_counted(tmp_path: Path) -> None:
+    for index in range(6):
+        draw(tmp_path / "cat" / f"{index}.png", size=(10 + index, 8))
+    for index in (1, 2):
+        (tmp_path / "cat" / f"{index}.png").write_text("broken")
+    with pytest.raises(ValueError, match=r"2 of 6 pictures cannot be read: .*1\.png: not a pic.*; .*2\.png: .*one$"):
+        image_folder(tmp_path)
+    for index in (3, 5):
+        (tmp_path / "cat" / f"{index}.png").write_text("broken")
+    with pytest.raises(ValueError, match=r"4 of 6 pictures .*1\.png.*2\.png.*3\.png.*; and 1 more$") as caught:
+        read_images(tmp_path / "cat")
+    assert "5.png" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("size", "shape"), [(4, (3, 4, 4)), ((5, 7), (3, 5, 7))])
@@ -294,7 +353,7 @@ def test_damaged_pictures_are_named_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"0\.png: ") as caught:
             image_folder(tmp_path)
         assert "\n" not in str(caught.value)
-        assert caught.value.__suppress_context__
+        assert caught.value.__context__ is None
 
 
 def test_pictures_without_a_range_are_refused(tmp_path: Path) -> None:

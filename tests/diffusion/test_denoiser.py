@@ -1,5 +1,6 @@
 """as_denoiser: guidance by hand in one call, velocity into noise, modes and precision, bad input named."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,33 @@ class TinyNet(nn.Module):
 
 def start(count: int = 3) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+def test_an_answer_that_holds_the_tensor_as_sample_is_that_tensor() -> None:
+    class Wrapped(TinyNet):
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Any:
+            return SimpleNamespace(sample=super().forward(x, t, labels))
+
+    for options in ({}, {"guidance": 2.0}):
+        found, expected = (as_denoiser(net(), LABELS, **options)(start(), T) for net in (Wrapped, TinyNet))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("answer", "kind"), [((torch.zeros(1),), "tuple"), (SimpleNamespace(sample=3), "SimpleNames")])
+def test_an_answer_without_a_tensor_is_named(answer: Any, kind: str) -> None:
+    model = TinyNet(None)
+    model.forward = lambda x, t: answer  # type: ignore[assignment, method-assign]
+    with pytest.raises(
+        TypeError, match=rf"model returns a {kind}.*; it must return a tensor like x, or an object with"
+    ):
+        as_denoiser(model)(start(), T)
+
+
+def test_a_table_in_single_precision_makes_a_schedule() -> None:
+    table = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)  # float32, as the alphas_cumprod of diffusers
+    expected = NoiseSchedule.linear().alpha_bar
+    torch.testing.assert_close(NoiseSchedule(table).alpha_bar, expected, atol=1e-6, rtol=1e-4)
+    assert sample_ddim(as_denoiser(TinyNet(None)), start(), NoiseSchedule(table), steps=2).shape == (3, 3, 8, 8)
 
 
 def test_without_extras_it_is_the_network_in_evaluation_mode() -> None:

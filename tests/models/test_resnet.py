@@ -37,6 +37,25 @@ def test_small_images_give_one_row_of_logits_each(side: int) -> None:
     assert model.maxpool(torch.ones(1)).equal(torch.ones(1))
 
 
+@pytest.mark.parametrize("build", [resnet18, resnet34])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_grey_images_have_a_stem_of_one_channel(build: type, stem: str) -> None:
+    model = build(num_classes=7, stem=stem, channels=1).eval()
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
+
+
+def test_weights_of_as_many_channels_load_and_others_are_named(tmp_path: Path) -> None:
+    torch.save(resnet18(channels=1).state_dict(), tmp_path / "grey.pt")
+    grey = resnet18(channels=1, weights=tmp_path / "grey.pt")
+    assert grey.conv1.weight.equal(torch.load(tmp_path / "grey.pt", weights_only=True)["conv1.weight"])
+    with pytest.raises(ValueError, match=r"'conv1\.weight' has shape .*; build it with channels=1"):
+        resnet18(weights=tmp_path / "grey.pt")
+    with pytest.raises(ValueError, match=r"weights='DEFAULT' reads 3 channels, not channels=1; repeat grey images by"):
+        resnet18(channels=1, weights="DEFAULT")
+    with pytest.raises(ValueError, match="channels=0 must be at least 1"):
+        resnet18(channels=0)
+
+
 def test_cifar_stem_keeps_the_resolution_until_the_second_stage() -> None:
     model = resnet18().eval()
     images = torch.rand(1, 3, 32, 32)

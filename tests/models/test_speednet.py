@@ -7,11 +7,12 @@ from torch import nn
 from cifarkit.models import SpeedNet
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("side", [20, 28, 32, 47, 64])
-def test_any_small_image_gives_one_row_of_logits(side: int, depth: int) -> None:
-    model = SpeedNet(num_classes=7, widths=(8, 16, 16), depth=depth).eval()
-    assert model(torch.rand(3, 3, side, side)).shape == (3, 7)
+@pytest.mark.parametrize("side", [9, 20, 28, 32, 47, 64])
+def test_any_small_image_gives_one_row_of_logits(side: int, depth: int, channels: int) -> None:
+    model = SpeedNet(num_classes=7, widths=(8, 16, 16), depth=depth, channels=channels).eval()
+    assert model(torch.rand(3, channels, side, side)).shape == (3, 7)
 
 
 def test_default_has_two_million_parameters_and_reaches_each() -> None:
@@ -33,16 +34,17 @@ def test_kernels_start_as_the_identity_on_their_first_channels(depth: int) -> No
             torch.testing.assert_close(layer(images)[:, : layer.in_channels], images)
 
 
-def test_whitened_stem_gives_uncorrelated_channels_of_unit_variance_and_their_negatives() -> None:
-    images = torch.randn(64, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    images[:, 1] = 0.9 * images[:, 0] + 0.1 * images[:, 1]
-    model = SpeedNet()
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_whitened_stem_gives_uncorrelated_channels_of_unit_variance_and_their_negatives(channels: int) -> None:
+    images = torch.randn(64, channels, 12, 12, generator=torch.Generator().manual_seed(0))
+    images[:, -1] = 0.9 * images[:, 0] + 0.1 * images[:, -1]
+    model, half = SpeedNet(channels=channels), 4 * channels
     model.whiten(images, epsilon=0.0)
-    directions = model.stem[0](images).transpose(0, 1).flatten(1)  # (24, patches)
-    torch.testing.assert_close(
-        directions[:12] @ directions[:12].T / directions.shape[1], torch.eye(12), atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(directions[12:], -directions[:12])
+    directions = model.stem[0](images).transpose(0, 1).flatten(1)  # (8C, patches)
+    assert len(directions) == 2 * half
+    covariance = directions[:half] @ directions[:half].T / directions.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(half), atol=1e-4, rtol=0)
+    torch.testing.assert_close(directions[half:], -directions[:half])
     assert not model.stem[0].weight.requires_grad
     assert model.stem[0].bias.requires_grad
 
@@ -102,6 +104,10 @@ def test_wrong_arguments_are_named() -> None:
         SpeedNet(depth=4)
     with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\).*got \(2, 1, 8, 8\)"):
         SpeedNet().whiten(torch.rand(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"images must be \(N, 1, H, W\).*got \(2, 3, 8, 8\)"):
+        SpeedNet(channels=1).whiten(torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="channels=0 must be at least 1"):
+        SpeedNet(channels=0)
     for widths in [(64, 256), 64]:
         with pytest.raises(ValueError, match=r"widths=.*must be three positive integers"):
             SpeedNet(widths=widths)  # type: ignore[arg-type]

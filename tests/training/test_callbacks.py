@@ -119,6 +119,15 @@ def test_early_stopping_does_not_judge_half_an_epoch() -> None:
     assert callback.best == math.inf
 
 
+class RecordF1(Callback):
+    def on_epoch_end(self, run: Run) -> None:
+        run.record({"f1": 0.5})
+
+
+def test_early_stopping_on_a_metric_recorded_before_it() -> None:
+    assert fit(RecordF1(), EarlyStopping("f1", patience=1), epochs=5).epoch == 2
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -126,6 +135,7 @@ def test_early_stopping_does_not_judge_half_an_epoch() -> None:
         (lambda: EarlyStopping("val_loss", patience=-1), "patience=-1 must be at least 0"),
         (lambda: TimeLimit(0), "seconds=0 must be above 0"),
         (lambda: fit(EarlyStopping("loss")), "monitor='loss' is not among the metrics of this run: .*train_loss"),
+        (lambda: fit(EarlyStopping("f1"), RecordF1()), "val_loss; a callback that records it must stand before Early"),
     ],
 )
 def test_mistakes_are_named(make: Any, message: str) -> None:
@@ -202,6 +212,55 @@ def test_learning_rate_monitor_keeps_every_rate() -> None:
     expected = [0.1 * (1 - step / 6) for step in range(6)]
     assert monitor.history == {"lr": pytest.approx(expected), "lr_1": pytest.approx([2 * rate for rate in expected])}
     assert monitor.state_dict() == {"history": monitor.history}
+
+
+class Unfreeze(Callback):
+    """Give the optimizer the first layer, too, when an epoch has ended."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_epoch_end(self, run: Run) -> None:
+        optimizer = run.task.optimizers["model"]
+        if run.epoch == self.after and len(optimizer.param_groups) == 1:
+            optimizer.add_param_group({"params": run.task.get_submodule("model.1").parameters(), "lr": 0.5})
+
+
+def fit_the_last_layer(*callbacks: Callback, resume: Path | None = None, thawed: bool = False) -> Run:
+    torch.manual_seed(0)
+    task = make_task(groups=2)
+    last, first = (group["params"] for group in task.optimizers["model"].param_groups[::-1])
+    task.optimizers["model"] = torch.optim.SGD(last, 0.1)
+    if thawed:
+        task.optimizers["model"].add_param_group({"params": first, "lr": 0.5})
+    trainer = Trainer(max_epochs=2, callbacks=callbacks, progress=False, schedule=lambda progress: 1 - progress)
+    return trainer.fit(task, [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1]))] * 3, resume=resume)
+
+
+@pytest.mark.parametrize("after", [1, 2])  # before other updates, and after the last
+def test_a_group_added_by_a_callback_is_scheduled_like_the_others(after: int) -> None:
+    monitor = LearningRateMonitor()
+    run = fit_the_last_layer(Unfreeze(after), monitor)
+    assert monitor.history["lr"] == pytest.approx([0.1 * (1 - step / 6) for step in range(6)])
+    added = [0.5 * (1 - step / 6) for step in range(3 * after, 6)]
+    assert monitor.history.get("lr_1", []) == pytest.approx(added)
+    groups = run.task.optimizers["model"].param_groups
+    assert [(group["lr"], "base_rate" in group) for group in groups] == [(0.1, False), (0.5, False)]
+
+
+def test_a_run_saved_when_a_group_was_added_resumes(tmp_path: Path) -> None:
+    class KeepTheFirst(Callback):
+        order = 100
+
+        def on_save(self, run: Run) -> None:
+            if run.epoch == 1:
+                torch.save(run.state_dict(), tmp_path / "first.pt")
+
+    whole = fit_the_last_layer(Unfreeze(1), KeepTheFirst())
+    resumed = fit_the_last_layer(resume=tmp_path / "first.pt", thawed=True)
+    assert resumed.step == whole.step == 6
+    for name, weight in whole.task.state_dict().items():
+        assert torch.equal(weight, resumed.task.state_dict()[name])
 
 
 def test_learning_rates_of_several_groups_reach_the_log() -> None:

@@ -256,6 +256,27 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_weights(nn.Linear(1, 1), tmp_path / "last.pt")
 
 
+def test_of_two_networks_that_fit_one_is_named(tmp_path: Path) -> None:
+    train(tmp_path)
+    state, pupil, master = load_checkpoint(tmp_path / "last.pt"), TinyNet(), TinyNet()
+    pair = {"pupil": pupil, "master": master}
+    for names, taken in ((("pupil", "master"), "pupil"), (("model", "master"), "model")):
+        networks = dict(zip(names, pair.values(), strict=True))
+        task = {f"{name}.{key}": value for name, part in networks.items() for key, value in part.state_dict().items()}
+        write_checkpoint(state | {"task": task}, tmp_path / f"{taken}.pt")
+        assert same_weights(load_weights(TinyNet(), tmp_path / f"{taken}.pt", network="master"), master)
+        assert same_weights(load_weights(TinyNet(), tmp_path / f"{taken}.pt", network=taken), pupil)
+    assert same_weights(load_weights(TinyNet(), tmp_path / "model.pt"), pupil)
+    message = r"pupil\.pt holds several networks with the keys of TinyNet: \['master', 'pupil'\]; say which by network="
+    with pytest.raises(ValueError, match=message):
+        load_weights(TinyNet(), tmp_path / "pupil.pt")
+    with pytest.raises(ValueError, match=r"network='teacher': .*holds the networks \['master', 'pupil'\]"):
+        load_weights(TinyNet(), tmp_path / "pupil.pt", network="teacher")
+    save_weights(pupil, tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"network='pupil': .*plain\.pt holds the weights of one network; leave"):
+        load_weights(pupil, tmp_path / "plain.pt", network="pupil")
+
+
 @pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.empty(3, 3, device="meta")])
 def test_weights_that_cannot_be_copied_are_named(odd: Tensor, tmp_path: Path) -> None:
     torch.save({"weight": odd, "bias": torch.zeros(3)}, tmp_path / "odd.pt")

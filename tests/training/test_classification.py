@@ -1,22 +1,30 @@
 """The classification task without a Trainer: its losses, its metrics and the labels it refuses."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.training import ClassificationTask, Update
+from cifarkit.training import ClassificationTask, Trainer, Update
 from cifarkit.training.tasks.classification import Loss, Mix, accuracy
 
 IMAGES = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 4])
+WEIGHTS = [0.2, 1.0, 3.0, 0.0, 2.0]
 
 
-def tiny_task(*, label_smoothing: float = 0.0, mix: Mix | None = None, loss: Loss | None = None) -> ClassificationTask:
+def tiny_task(
+    *, label_smoothing: float = 0.0, mix: Mix | None = None, loss: Loss | None = None, class_weights: Any = None
+) -> ClassificationTask:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return ClassificationTask(model, optimizer, label_smoothing=label_smoothing, mix=mix, loss=loss)
+    return ClassificationTask(
+        model, optimizer, label_smoothing=label_smoothing, mix=mix, loss=loss, class_weights=class_weights
+    )
 
 
 def first_update(task: ClassificationTask, images: Tensor = IMAGES, labels: Tensor = LABELS) -> Update:
@@ -52,6 +60,60 @@ def test_mix_trains_on_soft_labels_and_leaves_validation_alone() -> None:
     torch.testing.assert_close(update.loss, F.cross_entropy(logits, LABELS.roll(1)))
     assert update.metrics["acc"] == accuracy(logits, LABELS)
     torch.testing.assert_close(task.evaluate([IMAGES, LABELS]), tiny_task().evaluate([IMAGES, LABELS]))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mix", [None, swap_halves])
+def test_class_weights_follow_their_formula(smoothing: float, mix: Mix | None) -> None:
+    task = tiny_task(label_smoothing=smoothing, mix=mix, class_weights=WEIGHTS)
+    images, labels = (IMAGES, LABELS) if mix is None else (IMAGES * 0.5, LABELS.roll(1))
+    soft = F.one_hot(labels, 5) * (1 - smoothing) + smoothing / 5
+    expected = -(torch.tensor(WEIGHTS) * soft * task.model(images).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(first_update(task).loss, expected)
+
+
+def test_weights_of_one_change_nothing() -> None:
+    one, plain = tiny_task(class_weights=np.ones(5)), tiny_task()
+    torch.testing.assert_close(first_update(one).loss, first_update(plain).loss)
+    torch.testing.assert_close(one.evaluate([IMAGES, LABELS]), plain.evaluate([IMAGES, LABELS]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+def test_class_weights_do_not_depend_on_the_batch_size(precision: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(72, 3, 4, 4, generator=generator), torch.randint(5, (72,), generator=generator)
+    runs = []
+    for size in (8, 72):
+        batches = [*zip(images.split(size), labels.split(size), strict=True)]
+        task = tiny_task(class_weights=torch.tensor(WEIGHTS), label_smoothing=0.1)
+        trainer = Trainer(max_epochs=2, accumulate_grad_batches=len(batches), precision=precision, progress=False)
+        runs.append(trainer.fit(task, batches, batches))
+    within = 1e-6 if precision == "fp32" else 1e-2
+    torch.testing.assert_close(runs[0].task.state_dict(), runs[1].task.state_dict(), rtol=0, atol=within)
+    assert [row["val_loss"] for row in runs[0].history] == pytest.approx(
+        [row["val_loss"] for row in runs[1].history], abs=within
+    )
+
+
+def test_class_weights_are_no_part_of_the_state() -> None:
+    assert tiny_task(class_weights=WEIGHTS).state_dict().keys() == tiny_task().state_dict().keys()
+    assert tiny_task(class_weights=WEIGHTS).to(torch.float64)._weights.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1.0, 2.0], ValueError, "class_weights has 2 numbers, but the model tells 5 classes apart; give one"),
+        ([1, 1, 1, 1, -1], ValueError, "class_weights=-1 must be at least 0"),
+        ({0: 1.0}, TypeError, r"class_weights=\{0: 1.0\} must hold a number for each class"),
+        ([], TypeError, r"class_weights=\[\] must hold a number"),
+        (2.0, TypeError, r"class_weights=2.0 must hold a number"),
+        (torch.ones(5, 2), TypeError, r"class_weights=\[1.0, 1.0\] is a list; give a number"),
+    ],
+)
+def test_class_weights_that_are_refused(weights: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        first_update(tiny_task(class_weights=weights))
 
 
 def test_a_loss_of_ones_own_gives_both_losses() -> None:
@@ -115,6 +177,8 @@ def test_settings_out_of_range_are_refused() -> None:
             tiny_task(label_smoothing=smoothing)
     with pytest.raises(ValueError, match="label_smoothing applies to cross-entropy only; give it to your loss"):
         tiny_task(label_smoothing=0.1, loss=F.cross_entropy)
+    with pytest.raises(ValueError, match="class_weights apply to cross-entropy only; give them to your loss"):
+        tiny_task(class_weights=WEIGHTS, loss=F.cross_entropy)
 
 
 def test_uint8_images_are_refused_with_the_remedy() -> None:

@@ -72,6 +72,15 @@ def test_a_signal_in_the_last_validation_leaves_it_to_the_resume(
     assert (tmp_path / "best.pt").exists()
 
 
+def test_ctrl_c_in_an_interactive_interpreter_leaves_it_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(ModelCheckpoint(tmp_path), Send(signal.SIGINT, 4))
+    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == 4
+    with pytest.raises(SystemExit):
+        tiny_fit(Send(signal.SIGTERM, 4))
+
+
 def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
     program = (
         "import sys; from test_interrupts import *; tiny_fit(ModelCheckpoint(sys.argv[1]), Send(15, 4), progress=True)"

@@ -1,10 +1,14 @@
 """Loaders as the loop needs them: a look at one begins at its first batch, and does not move it."""
 
+import warnings
+
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from cifarkit import data
 from cifarkit.training.loading import generator_states, undisturbed
+from cifarkit.training.position import Position
 
 
 def make_loader(kind: str) -> data.Loader | data.MixedLoader:
@@ -27,3 +31,23 @@ def test_a_list_is_looked_at_as_it_is() -> None:
     with undisturbed([1, 2]) as batches:
         assert list(batches) == [1, 2]
     assert generator_states([1, 2]) == []
+
+
+def lasting_workers() -> DataLoader[tuple[torch.Tensor, ...]]:
+    return DataLoader(TensorDataset(torch.arange(8.0)), 2, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+@pytest.mark.parametrize("batches", [0, 2])  # at an epoch's beginning, and inside
+def test_workers_that_last_are_warned_about_where_they_cannot_be_continued(batches: int) -> None:
+    earlier, later = Position(lasting_workers()), Position(lasting_workers())
+    later.load_state_dict(earlier.state_dict(batches))
+    with pytest.warns(UserWarning, match="not equal bit for bit: a DataLoader with persistent_workers=True cannot be"):
+        later.open(1, batches)
+
+
+def test_workers_that_last_are_not_warned_about_from_the_first_epoch_on() -> None:
+    position = Position(lasting_workers())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(2):
+            assert len(list(position.open(epoch, 0))) == 4

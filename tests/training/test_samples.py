@@ -53,6 +53,23 @@ def test_pictures_go_to_the_loggers_and_the_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("new/*")) == ["epoch-001.png", "epoch-003.png", "epoch-004.png"]
 
 
+def test_images_of_another_range_are_mapped_for_the_loggers() -> None:
+    class Log(Callback):
+        def on_fit_end(self, run: Run) -> None:
+            images = torch.tensor([-2.0, -1.0, 0.0, 1.0]).expand(1, 3, 1, 4)
+            run.log_images("wide", images, value_range=(-1, 1))
+            run.log_images("bytes", images.byte(), value_range=(-1, 1))
+            for wrong in ((1, -1), (0, 1, 2)):
+                with pytest.raises(ValueError, match=r"value_range=\(.*\) must be \(low, high\), such as"):
+                    run.log_images("wrong", images, value_range=wrong)  # type: ignore[arg-type]
+
+    recorder = Recorder()
+    fit(Log(), epochs=1, recorder=recorder)
+    (_, _, wide), (_, _, whole) = recorder.images
+    assert wide[0, 0, 0].tolist() == [0, 0, 0.5, 1]
+    assert whole.dtype == torch.uint8
+
+
 def test_the_last_picture_is_made_once() -> None:
     recorder = Recorder()
     fit(SampleGrid(paint, every_n_epochs=2), epochs=4, recorder=recorder)

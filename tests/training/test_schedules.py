@@ -75,6 +75,11 @@ def test_one_cycle_is_the_one_of_pytorch() -> None:
                 reference.step()
 
 
+def test_end_is_reached_after_the_last_update() -> None:
+    assert one_cycle(end=0.5)(9 / 10) > 0.5 == one_cycle(end=0.5)(1.0)
+    assert (cosine(warmup=0.1)(0.0), cosine()(0.0)) == (0.0, 1.0)
+
+
 def test_cosine_is_the_one_of_pytorch() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)

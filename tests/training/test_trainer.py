@@ -371,6 +371,32 @@ def test_a_recorded_metric_becomes_a_plain_number(value: Any, tmp_path: Path) ->
     assert type(run.metrics["val_f1"]) is float
 
 
+class RecordingSteps(Callback):
+    def on_step_end(self, run: Run) -> None:
+        if run.step % 3 == 1:
+            run.record({"noise_scale": run.step, "val_f1": run.step / 10})
+
+
+def test_what_is_recorded_within_an_epoch_belongs_to_its_row(tmp_path: Path) -> None:
+    def train(steps: int, resume: Path | None = None) -> list[tuple[Any, Any]]:
+        callbacks = [RecordingSteps(), ModelCheckpoint(tmp_path / f"{steps}")]
+        trainer = Trainer(max_epochs=2, max_steps=steps, callbacks=callbacks, progress=False)
+        rows = trainer.fit(tiny_task(), batches_of(4, 4, 4), resume=resume).history
+        return [(row.get("noise_scale"), row.get("val_f1")) for row in rows]
+
+    whole = [(1, 0.1), (4, 0.4)]
+    assert train(6) == whole
+    assert train(2) == whole[:1]
+    state = load_checkpoint(tmp_path / "2" / "last.pt")
+    assert state["run"]["recorded"] == {"noise_scale": 1, "val_f1": 0.1}
+    assert train(6, tmp_path / "2" / "last.pt") == whole
+    for wrong, message in (("much", r"'recorded'\] is 'much'"), ({"val_f1": "high"}, r"\['val_f1'\] is 'high'")):
+        state["run"]["recorded"] = wrong
+        torch.save(state, tmp_path / "wrong.pt")
+        with pytest.raises(ValueError, match=message):
+            train(6, tmp_path / "wrong.pt")
+
+
 @pytest.mark.parametrize("value", [torch.zeros(2), np.zeros(2), "high", None, True])
 def test_what_no_checkpoint_could_bring_back_is_not_recorded(value: Any) -> None:
     with pytest.raises(ValueError, match=r"metrics\['val_f1'\] is .*; it must be a number"):
@@ -640,6 +666,56 @@ class Wrong(Task):
 def test_what_a_task_must_not_yield(yielded: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit([[torch.ones(3, 2)]], Wrong(yielded), max_epochs=1)
+
+
+class Returning(Wrong):
+    """Return a loss in place of yielding it, and results of one's own."""
+
+    def __init__(self, returned: Any = None, results: Any = None) -> None:
+        super().__init__(Update)
+        self.returned, self.results = returned, results
+
+    def updates(self, batch: Batch) -> Any:
+        return super().updates(batch) if self.returned is None else self.returned(self.model(batch[0]).sum())
+
+    def evaluate(self, batch: Batch) -> Any:
+        return self.results
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"), [(lambda loss: loss, "Tensor"), (Update, "Update"), (lambda loss: loss.item(), "float")]
+)
+def test_a_task_that_returns_its_loss_is_told_to_yield(returned: Any, what: str) -> None:
+    message = rf"Returning.updates must yield Update objects; it returned {what}: write 'yield Update\(loss\)' in place"
+    with pytest.raises(TypeError, match=message):
+        fit([[torch.ones(3, 2)]], Returning(returned), max_epochs=1)
+
+
+def test_a_task_may_return_a_list_of_updates() -> None:
+    assert fit([[torch.ones(3, 2)]], Returning(lambda loss: [Update(loss)]), max_epochs=1).step == 1
+
+
+@pytest.mark.parametrize(
+    ("results", "got"),
+    [
+        (torch.zeros(()), "a tensor of torch.float32 and shape"),
+        (None, "None of type NoneType"),
+        ({"loss": torch.zeros(())}, "'loss': a tensor of"),
+        ({"loss": 0.5}, "'loss': 0.5 of type float"),
+        ({"loss": (torch.zeros(3), 3)}, r"'loss': \(tensor"),
+        ({"loss": (0.5, 3, 1)}, r"'loss': \(0.5, 3, 1\) of type tuple"),
+    ],
+)
+def test_what_evaluate_must_not_return(results: Any, got: str) -> None:
+    message = rf"Returning.evaluate must return a sum over the batch .* as in \{{'loss': \(loss .*; got {got}"
+    with pytest.raises(TypeError, match=message):
+        fit([[torch.ones(3, 2)]], Returning(results=results), [[torch.ones(3, 2)]], max_epochs=1)
+
+
+@pytest.mark.parametrize("total", [1.5, np.float32(1.5), torch.tensor(1.5)])
+def test_the_sum_of_a_metric_may_be_a_number(total: Any) -> None:
+    run = fit([[torch.ones(3, 2)]], Returning(results={"loss": (total, 3)}), [[torch.ones(3, 2)]] * 2, max_epochs=1)
+    assert run.metrics["val_loss"] == 0.5
 
 
 def test_a_network_is_no_task() -> None:

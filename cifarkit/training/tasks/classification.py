@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from cifarkit.checks import check_callable, check_number
+from cifarkit.checks import check_callable, check_number, check_numbers
 from cifarkit.training.task import Batch, Task, Update
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -27,11 +29,16 @@ class ClassificationTask(Task):
             the first image of each pair.
         loss: (logits (B, K), labels) -> scalar mean, instead of cross-entropy; labels are int64 (B,), or (B, K)
             with mix. It also gives the validation loss, which otherwise is cross-entropy without smoothing.
+        class_weights: K numbers from 0, how much each class counts in both losses; the loss of an image is
+            -sum_k w_k q_k log p_k, of its label q, smoothed and mixed, and the probabilities p. The mean is over the
+            images, not over the sum of their weights as in PyTorch, so it does not depend on how they are batched.
         num_classes: K; None reads it off the model's last linear layer.
     Raises:
-        ValueError: if label_smoothing is out of range, or labels do not fit the logits.
-        TypeError: if labels are not int64.
+        ValueError: if label_smoothing or a weight is out of range, or labels or weights do not fit the logits.
+        TypeError: if labels are not int64, or class_weights are no sequence of numbers.
     """
+
+    _weights: Tensor | None
 
     def __init__(
         self,
@@ -41,6 +48,7 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.0,
         mix: Mix | None = None,
         loss: Loss | None = None,
+        class_weights: Sequence[float] | Tensor | None = None,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
@@ -56,9 +64,15 @@ class ClassificationTask(Task):
         label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1, below=True)
         if loss is not None and label_smoothing:
             raise ValueError("label_smoothing applies to cross-entropy only; give it to your loss instead")
+        if loss is not None and class_weights is not None:
+            raise ValueError("class_weights apply to cross-entropy only; give them to your loss instead")
         self.model = model
         self.optimizers = {"model": optimizer}
         self.label_smoothing, self.mix, self.loss = label_smoothing, mix, loss
+        self.class_weights = None if class_weights is None else _check_class_weights(class_weights)
+        # No part of the state, so that checkpoints of runs with and without fit each other.
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        self.register_buffer("_weights", weights, persistent=False)
         self.num_classes = num_classes if num_classes is not None else _count_classes(model)
         self._checked = False
 
@@ -71,7 +85,7 @@ class ClassificationTask(Task):
         if self.loss is not None:
             loss = self.loss(logits, targets)
         else:
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+            loss = self._cross_entropy(logits, targets, self.label_smoothing)
         yield Update(loss, "model", {"acc": accuracy(logits.detach(), labels)})
 
     def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
@@ -80,9 +94,21 @@ class ClassificationTask(Task):
         if self.loss is not None:
             loss = self.loss(logits, labels) * len(labels)
         else:
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            loss = self._summed_cross_entropy(logits, labels)
         correct = (logits.argmax(1) == labels).sum()
         return {"loss": (loss, len(labels)), "acc": (correct, len(labels))}
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        if self._weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return self._summed_cross_entropy(logits, targets, smoothing) / len(logits)
+
+    def _summed_cross_entropy(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        weights = self._weights
+        if weights is not None:  # which must have the dtype of the logits, and more digits than half precision has
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            logits, weights = logits.to(dtype), weights.to(dtype)
+        return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
 
     # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
 
@@ -111,6 +137,11 @@ class ClassificationTask(Task):
                 f"labels run from {low} to {high}, but the model tells {logits.shape[1]} classes apart; "
                 f"build it with num_classes={high + 1} or more, labels from 0"
             )
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers, but the model tells {logits.shape[1]} classes "
+                "apart; give one number a class"
+            )
         self._checked = True
         return logits
 
@@ -123,6 +154,12 @@ class ClassificationTask(Task):
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the share of images (B,) whose largest logit (B, K) is the label's, as a scalar in [0, 1]."""
     return (logits.argmax(1) == labels).float().mean()
+
+
+def _check_class_weights(weights: Any) -> tuple[float, ...]:
+    if not isinstance(weights, (Sequence, Tensor, np.ndarray)) or isinstance(weights, str) or not len(weights):
+        raise TypeError(f"class_weights={weights!r} must hold a number for each class, as [1.0, 2.5] does for two")
+    return check_numbers("class_weights", weights, 0)
 
 
 def _count_classes(model: nn.Module) -> int | None:

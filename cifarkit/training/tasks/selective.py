@@ -24,7 +24,7 @@ class SelectiveTask(ClassificationTask):
     ``train_proxy_loss`` and ``train_proxy_acc`` are the proxy's.
 
     Args:
-        model, optimizer, options: as in :class:`ClassificationTask`.
+        model, optimizer, options: as in :class:`ClassificationTask`; a loss and class_weights are the model's alone.
         proxy: a network for the same images and classes, at a tenth of the cost or less.
         proxy_optimizer: of the proxy's parameters.
         keep: share of each batch that the model is trained on, above 0 and at most 1; at least one image.
