@@ -84,7 +84,8 @@ def own_device(device: str | torch.device) -> str | torch.device:
     'cpu'
     """
     if world_size() > 1 and str(device) in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{_local_rank() if torch.cuda.device_count() > 1 else 0}"  # some launchers show each its own
+        alone = torch.cuda.device_count() == 1  # some launchers show each process its own GPU only
+        return f"cuda:{0 if alone else _local_rank()}"
     return device
 
 
