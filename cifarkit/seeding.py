@@ -155,7 +155,8 @@ class Draws:
         return bits.reshape(len(self), *shape)  # (B, count) -> (B, *shape)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)  # CUDA copies such memory at once
+        waits = self.device.type != "cuda"  # which copies such memory at once
+        return torch.from_numpy(values).to(self.device, non_blocking=not waits)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

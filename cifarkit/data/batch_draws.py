@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 _DRAWING = {"ColorJitter", "AutoAugment", "RandAugment", "TrivialAugmentWide", "AugMix", "GaussianBlur"}
-_DRAWING |= {"ElasticTransform"}  # of torchvision, beside those whose name starts with Random
+_DRAWING |= {"ElasticTransform", "ScaleJitter", "JPEG"}  # of torchvision, beside those whose name starts with Random
 _OURS = {  # by torchvision's names
     "RandomCrop": "RandomCrop",
     "RandomHorizontalFlip": "RandomHorizontalFlip",
@@ -41,9 +41,14 @@ def _find(transform: Any) -> Any | None:
     """Return the first transform of torchvision that draws once for a whole batch, also from within others."""
     kind = type(transform)
     foreign = kind.__module__.startswith("torchvision.")
-    if foreign and (kind.__name__.startswith("Random") or kind.__name__ in _DRAWING):
+    always = getattr(transform, "p", None) == 1 and kind.__name__.endswith(("Flip", "Grayscale", "Invert", "Equalize"))
+    if foreign and not always and (kind.__name__.startswith("Random") or kind.__name__ in _DRAWING):
         return transform
+    if not (foreign or kind.__module__.startswith("cifarkit.") or isinstance(transform, nn.Sequential)):
+        return None  # it may take its members image by image
     members = getattr(transform, "transforms", getattr(transform, "stages", ()))  # of Compose and of ByEpoch
+    if isinstance(transform, nn.Sequential):
+        members = list(transform)
     if isinstance(members, Mapping):
         members = [*members.values()]
     if not isinstance(members, (list, tuple, nn.ModuleList)):  # an iterator would be used up

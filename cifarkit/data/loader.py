@@ -39,7 +39,7 @@ class Loader:
     A transform that takes no ``draws``, or whose attribute ``keyed`` is false, runs when its batch is asked for: it may
     use the global random states, which the model uses too, and two threads would share them in an order that cannot be
     repeated. One that draws nothing may say so by ``keyed = True``. A random transform of torchvision gives all images
-    of a batch the same draw; a warning names what to use instead.
+    of a batch the same draw; a warning of most of them names what to use instead.
 
     Args:
         dataset: the images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, cast
@@ -135,7 +136,10 @@ def _like(
 ) -> Loader:
     """Make a loader with the settings of another."""
     names = ("shuffle", "drop_last", "seed", "device", "rank", "world_size")
-    return Loader(dataset, batch_size, transform=transform, **{name: getattr(loader, name) for name in names} | changed)
+    settings = {name: getattr(loader, name) for name in names} | changed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the transform, which the other loader has given
+        return Loader(dataset, batch_size, transform=transform, **settings)
 
 
 def _require_same_kind(real: ImageDataset, fake: ImageDataset) -> None:

@@ -210,7 +210,8 @@ def _read_picture(path: Path, shape: tuple[int, int] | None, mode: str) -> NDArr
             with Image.open(path, formats=_formats()) as image:
                 _require_pixels(image, path)
                 kind = image.format  # which a copy that is turned upright does not have
-                picture = _to_rgb(ImageOps.exif_transpose(image), kind).convert(mode)  # grey stays exact
+                picture = _to_rgb(ImageOps.exif_transpose(image), kind)
+                picture = picture if picture.mode == mode else picture.convert(mode)  # grey stays exact
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not a picture, or a damaged one") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -135,7 +135,7 @@ class HybridClassifier(nn.Module):
         return not any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the backbone's feature maps (B, C, h, w).
+        """Return the backbone's feature maps (B, C, h, w), on the device of the head, wherever the images are.
 
         PyTorch builds no graph for a frozen one, as nothing in it asks for a gradient. Forbidding it by ``no_grad``
         would save nothing more, and lose the gradients of images and hooked layers that attribution asks for.

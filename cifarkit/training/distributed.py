@@ -48,18 +48,19 @@ def world_size() -> int:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun has started, and part from them at the end.
 
-    Nothing happens with one process, or where a group is open already: it is used, and left open.
+    Nothing happens with one process, or where a group is open already: it is used, and left open. On GPUs it is left
+    open after an error, too, as its end would wait for processes that may wait for this one.
 
     Raises:
         ValueError: if the environment names several processes but not where they meet, as MASTER_ADDR does.
         TimeoutError: if some of them have not come after half an hour.
     """
     own, processes = _announced()
-    if _is_open() or processes == 1:
-        yield
-        return
-    cuda, hook = _has_a_gpu_each(), sys.excepthook
+    cuda, hook = processes > 1 and _has_a_gpu_each(), sys.excepthook
     with torch.cuda.device(_local_rank()) if cuda else nullcontext():  # what NCCL takes to be this process's own
+        if _is_open() or processes == 1:
+            yield
+            return
         meeting_point = PrefixStore("cifarkit", _meeting_point())
         store = PrefixStore(_new_name(meeting_point, own, processes), meeting_point)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -84,8 +85,7 @@ def own_device(device: str | torch.device) -> str | torch.device:
     'cpu'
     """
     if world_size() > 1 and str(device) in ("auto", "cuda") and torch.cuda.is_available():
-        alone = torch.cuda.device_count() == 1  # some launchers show each process its own GPU only
-        return f"cuda:{0 if alone else _local_rank()}"
+        return f"cuda:{_local_rank()}"
     return device
 
 

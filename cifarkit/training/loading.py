@@ -113,8 +113,8 @@ def warn_of_lasting_workers(loader: Iterable[Any]) -> None:
     """
     if getattr(loader, "persistent_workers", False):
         warnings.warn(
-            "the resumed run is not equal bit for bit: a DataLoader with persistent_workers=True cannot be continued "
-            "in a later epoch; leave it out, or use cifarkit.Loader",
+            "the resumed run may not be equal bit for bit: a DataLoader with persistent_workers=True cannot be "
+            "continued in a later epoch; leave it out, or use cifarkit.Loader",
             stacklevel=2,
         )
 

@@ -59,7 +59,7 @@ class Meters:
         names, means, samples_of, steps = zip(*pending, strict=True) if pending else ((), (), (), ())
         device = next((mean.device for mean in means if mean.device.type != "cpu"), torch.device("cpu"))
         on_one = [mean.to(device, torch.float32) for mean in means]
-        values = torch.stack(on_one).tolist() if on_one else []  # the only synchronisation
+        values = torch.stack(on_one).tolist() if on_one else []  # the only wait for the device
         everyones = chain(*gather([*zip(names, values, samples_of, steps, strict=True)]))
         for name, value, samples, step in sorted(everyones, key=itemgetter(3)):
             if name.endswith("loss") and not math.isfinite(value):

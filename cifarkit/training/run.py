@@ -206,7 +206,7 @@ class Run:
         """Write the epoch's row; a partial epoch, ended by max_steps or a callback, may be continued by a resume."""
         row = {"epoch": self.epoch, "step": self.step, **self.meters.epoch_means(), **validation}
         row |= {"lr": self._first_rate(), "images_per_second": self._speed(self._epoch_clock), "seconds": self.seconds}
-        row |= self.recorded
+        row |= {name: value for name, value in self.recorded.items() if name not in row}  # what was measured wins
         if whole:
             self.epoch, self.batches, self.meters, self.recorded = self.epoch + 1, 0, Meters(), {}
         self.position.mark()

@@ -86,7 +86,10 @@ def _network_of_run(
         if network not in children:
             raise ValueError(f"network={network!r}: {shown(path)} holds the networks {sorted(children)}")
         return children[network]
-    fitting = [name for name in sorted(children) if children[name].keys() == model.state_dict().keys()]
+    own = model.state_dict()
+    fitting = [name for name in sorted(children) if children[name].keys() == own.keys()]
+    if len(fitting) > 1:
+        fitting = [name for name in fitting if _shapes(children[name]) == _shapes(own)] or fitting
     if not fitting:
         raise ValueError(
             f"{shown(path)} holds the networks {sorted(children)}, none of which has the keys of {type(model).__name__}"
@@ -97,6 +100,10 @@ def _network_of_run(
             f"network={fitting[0]!r}"
         )
     return children["model" if "model" in fitting else fitting[0]]
+
+
+def _shapes(tensors: dict[str, Any]) -> list[Any]:
+    return [getattr(tensors[name], "shape", None) for name in sorted(tensors)]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

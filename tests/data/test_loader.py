@@ -1,6 +1,7 @@
 """Loader: every sample once over all shards, the same pixels whatever the batch, a position that is one number."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, ClassVar
@@ -286,8 +287,11 @@ def test_torchvision_transforms_work() -> None:
     with pytest.warns(UserWarning, match="same draw"):
         images = torch.cat([images for images, _ in Loader(data, 4, transform=transform)])
     assert images.shape == (9, 3, 8, 8)
-    with pytest.warns(UserWarning, match="same draw"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of one that draws nothing
         flip = Loader(data, 9, transform=v2.RandomHorizontalFlip(p=1.0))
+    with pytest.warns(UserWarning, match="same draw"):
+        Loader(data, 9, transform=nn.Sequential(v2.RandomVerticalFlip()))
     assert torch.equal(next(iter(flip))[0], data.images.flip(3).float() / 255)
 
 

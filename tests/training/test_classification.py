@@ -108,7 +108,9 @@ def test_class_weights_are_no_part_of_the_state() -> None:
         ({0: 1.0}, TypeError, r"class_weights=\{0: 1.0\} must hold a number for each class"),
         ([], TypeError, r"class_weights=\[\] must hold a number"),
         (2.0, TypeError, r"class_weights=2.0 must hold a number"),
-        (torch.ones(5, 2), TypeError, r"class_weights=\[1.0, 1.0\] is a list; give a number"),
+        (torch.tensor(2.0), TypeError, r"class_weights=tensor\(2.\) must hold a number"),
+        ([0, 0, 0, 0, 0], ValueError, "are all 0, so nothing would be learnt"),
+        (torch.ones(5, 2), TypeError, "must hold a number for each class"),
     ],
 )
 def test_class_weights_that_are_refused(weights: Any, error: type[Exception], message: str) -> None:

@@ -374,7 +374,7 @@ def test_a_recorded_metric_becomes_a_plain_number(value: Any, tmp_path: Path) ->
 class RecordingSteps(Callback):
     def on_step_end(self, run: Run) -> None:
         if run.step % 3 == 1:
-            run.record({"noise_scale": run.step, "val_f1": run.step / 10})
+            run.record({"noise_scale": run.step, "val_f1": run.step / 10, "train_loss": -1.0})
 
 
 def test_what_is_recorded_within_an_epoch_belongs_to_its_row(tmp_path: Path) -> None:
@@ -382,13 +382,14 @@ def test_what_is_recorded_within_an_epoch_belongs_to_its_row(tmp_path: Path) -> 
         callbacks = [RecordingSteps(), ModelCheckpoint(tmp_path / f"{steps}")]
         trainer = Trainer(max_epochs=2, max_steps=steps, callbacks=callbacks, progress=False)
         rows = trainer.fit(tiny_task(), batches_of(4, 4, 4), resume=resume).history
+        assert all(row["train_loss"] > 0 for row in rows)  # what was measured wins
         return [(row.get("noise_scale"), row.get("val_f1")) for row in rows]
 
     whole = [(1, 0.1), (4, 0.4)]
     assert train(6) == whole
     assert train(2) == whole[:1]
     state = load_checkpoint(tmp_path / "2" / "last.pt")
-    assert state["run"]["recorded"] == {"noise_scale": 1, "val_f1": 0.1}
+    assert state["run"]["recorded"] == {"noise_scale": 1, "val_f1": 0.1, "train_loss": -1.0}
     assert train(6, tmp_path / "2" / "last.pt") == whole
     for wrong, message in (("much", r"'recorded'\] is 'much'"), ({"val_f1": "high"}, r"\['val_f1'\] is 'high'")):
         state["run"]["recorded"] = wrong

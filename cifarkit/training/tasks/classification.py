@@ -157,9 +157,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check_class_weights(weights: Any) -> tuple[float, ...]:
-    if not isinstance(weights, (Sequence, Tensor, np.ndarray)) or isinstance(weights, str) or not len(weights):
+    several = isinstance(weights, (Sequence, Tensor, np.ndarray)) and not isinstance(weights, str)
+    if not several or getattr(weights, "ndim", 1) != 1 or not len(weights):
         raise TypeError(f"class_weights={weights!r} must hold a number for each class, as [1.0, 2.5] does for two")
-    return check_numbers("class_weights", weights, 0)
+    numbers = check_numbers("class_weights", weights, 0)
+    if not any(numbers):
+        raise ValueError(f"class_weights={weights!r} are all 0, so nothing would be learnt; give some above 0")
+    return numbers
 
 
 def _count_classes(model: nn.Module) -> int | None:
