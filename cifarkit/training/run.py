@@ -143,7 +143,7 @@ class Run:
         Within an epoch, as in ``on_step_end``, they are kept for its row, which is still to come.
 
         Raises:
-            ValueError: if one whose name begins with ``train_`` or ``val_`` is no number: no checkpoint of it would load.
+            ValueError: if one whose name begins with ``train_`` or ``val_`` is no number.
         """
         numbers = {name: as_number(value) for name, value in metrics.items()}
         for name, number in numbers.items():
