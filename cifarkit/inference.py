@@ -73,7 +73,7 @@ def predict(
         raise ValueError(f"views={views} is not offered; use 1, 2 (mirror) or 6 (mirror and shifts)")
     unsure = check_number("unsure", unsure, 0, 1)
     device = device_of(model)
-    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
+    dtype = dtype_of(model, images.dtype)
 
     if device.type == "cpu":
         keep_freed_memory()
@@ -149,6 +149,11 @@ def has_native_bf16(device: torch.device) -> bool:
 def device_of(module: nn.Module, otherwise: torch.device | None = None) -> torch.device:
     """Return the device of a module's first parameter; if it has none, the other one given, or else the CPU."""
     return next((parameter.device for parameter in module.parameters()), otherwise or torch.device("cpu"))
+
+
+def dtype_of(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """Return the dtype of a module's first weight of floating point; if it has none, the other one."""
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), otherwise)
 
 
 def inference_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number
-from cifarkit.inference import device_of, evaluation_mode, frozen_copy, inference_autocast, predict
+from cifarkit.inference import device_of, dtype_of, evaluation_mode, frozen_copy, inference_autocast, predict
 from cifarkit.layout import EitherLayout
 
 MAX_BATCH = 128  # images at a time if the caller does not say
@@ -55,7 +55,7 @@ def check_targets(model: nn.Module, images: Tensor, targets: Any, max_batch: int
 
 def bring_to(model: nn.Module, images: Tensor) -> Tensor:
     """Bring images to the device of a model, and to the dtype of its first weight of floating point."""
-    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
+    dtype = dtype_of(model, images.dtype)
     return images.to(device_of(model), dtype)
 
 
