@@ -58,6 +58,7 @@ WORK = Path("runs/graph_block.jsonl")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95 %, 1 to 9 degrees of freedom
 NORMAL = 1.960
+PROXY = recipes.SpeedRecipe(widths=(32, 64, 64), kernel_lr=0.12, kernel_momentum=0.6, label_smoothing=0.2)
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def task_from_start(model: nn.Module, study: Study, sets: Sets) -> Classificatio
     optimizer = Muon(muon_groups(model, lr=0.04))
     if study.keep == 1:
         return ClassificationTask(model, optimizer, label_smoothing=0.1)
-    proxy = recipes.SPEEDRUN["1-minute"].task(sets.train)  # its rates are for batches of 250 to 500
+    proxy = PROXY.task(sets.train)  # its rates are for batches of 250 to 500
     return SelectiveTask(
         model,
         optimizer,

@@ -62,13 +62,13 @@ class SpeedRecipe:
     batch_size: int = 500
     keep: float = 1.0
     select_from: int = 0
-    proxy_widths: tuple[int, int, int] = (32, 64, 64)
-    kernel_lr: float = 0.12
-    kernel_momentum: float = 0.6
+    proxy_widths: tuple[int, int, int] = (16, 32, 32)
+    kernel_lr: float = 0.1
+    kernel_momentum: float = 0.85
     head_lr: float = 0.02
     bias_lr: float = 26.0
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.2
+    label_smoothing: float = 0.1
     muon: bool = True
     whiten: bool = True
     alternating_flip: bool = True
@@ -142,7 +142,7 @@ class SpeedRecipe:
     def _images_a_batch(self) -> int:
         return round(self.batch_size / self.keep)
 
-    def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: int) -> tuple[SpeedNet, Muon]:
+    def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: Any) -> tuple[SpeedNet, Muon]:
         channels = train_set.image_shape[0]
         model = SpeedNet(train_set.num_classes, widths=widths, depth=depth, channels=channels)
         if self.whiten:
@@ -178,9 +178,9 @@ def normalized_sample(images: ImageDataset, count: int) -> Tensor:
 
 SPEEDRUN = {
     "1-minute": SpeedRecipe(epochs=5, widths=(32, 64, 64), sides={0: 24, 3: 32}),
-    "4-minutes": SpeedRecipe(epochs=8, widths=(32, 128, 128), sides={0: 24, 4: 32}),
-    "8-minutes": SpeedRecipe(epochs=10, sides={0: 24, 4: 32}, keep=0.5),
-    "15-minutes": SpeedRecipe(epochs=16, sides={0: 24, 6: 32}, keep=0.5),
+    "4-minutes": SpeedRecipe(epochs=14, widths=(32, 128, 128), sides={0: 24, 6: 32}, keep=0.5),
+    "8-minutes": SpeedRecipe(epochs=17, widths=(48, 192, 192), sides={0: 24, 7: 32}, keep=0.5),
+    "15-minutes": SpeedRecipe(epochs=20, sides={0: 24, 8: 32}, keep=0.5),
     "95-percent": SpeedRecipe(epochs=20, widths=(128, 384, 384), sides={0: 24, 8: 32}, keep=0.5),
     "96-percent": SpeedRecipe(
         epochs=45, widths=(128, 384, 512), depth=3, sides={0: 24, 15: 32}, padding=4, cutout=12, keep=0.5
