@@ -142,7 +142,7 @@ class SpeedRecipe:
     def _images_a_batch(self) -> int:
         return round(self.batch_size / self.keep)
 
-    def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: Any) -> tuple[SpeedNet, Muon]:
+    def _network(self, train_set: ImageDataset, widths: tuple[int, int, int], depth: int) -> tuple[SpeedNet, Muon]:
         channels = train_set.image_shape[0]
         model = SpeedNet(train_set.num_classes, widths=widths, depth=depth, channels=channels)
         if self.whiten:
