@@ -78,6 +78,12 @@ class SpeedRecipe:
             check_integer(name, getattr(self, name), 1)
         for name in ("padding", "cutout", "select_from"):
             check_integer(name, getattr(self, name), 0)
+        for name in ("widths", "proxy_widths"):
+            widths = getattr(self, name)
+            if not isinstance(widths, tuple | list) or len(widths) != 3:
+                raise ValueError(f"{name}={widths!r} must be three positive integers, such as (64, 256, 256)")
+            for index, width in enumerate(widths):
+                check_integer(f"{name}[{index}]", width, 1)
         if not isinstance(self.sides, Mapping) or 0 not in self.sides:
             raise ValueError(f"sides={self.sides!r} must map epochs, 0 among them, to sides, such as {{0: 24, 5: 32}}")
         for epoch, side in self.sides.items():
@@ -100,6 +106,7 @@ class SpeedRecipe:
         flip = transforms.AlternatingFlip() if self.alternating_flip else transforms.RandomHorizontalFlip()
 
         def augment(side: int) -> transforms.Compose:
+            """Crop to that side of an image of 32 pixels, mirror and normalise."""
             side = round(side * side_of_images / _SIDE)
             crop = transforms.RandomCrop(side, self.padding if side >= side_of_images else 0)
             cutout = [transforms.Cutout(self.cutout)] if self.cutout else []

@@ -117,6 +117,15 @@ def test_wrong_sides_are_named() -> None:
         replace(recipes.TINY, sides={0: "a"})
 
 
+def test_wrong_widths_are_named_when_the_recipe_is_made() -> None:
+    for name in ("widths", "proxy_widths"):
+        for widths in ((16, 32), 64):
+            with pytest.raises(ValueError, match=rf"^{name}=.* must be three positive integers, such as"):
+                replace(recipes.TINY, **{name: widths})
+        with pytest.raises(ValueError, match=rf"^{name}\[1\]=0 must be at least 1"):
+            replace(recipes.TINY, **{name: (8, 0, 16)})
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

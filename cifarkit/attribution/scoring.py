@@ -165,6 +165,7 @@ def _blur(images: Tensor) -> Tensor:
     """Blur with a Gaussian as two matrix products; beyond the edge there is nothing, and the weights still add to 1."""
 
     def weights(side: int) -> Tensor:
+        """Return what each of the pixels of a row gets from the others (side, side)."""
         place = torch.arange(side, device=images.device, dtype=images.dtype)
         gauss = (-0.5 * ((place[:, None] - place) / (side / 8)).square()).exp()
         return gauss / gauss.sum(1, keepdim=True)
