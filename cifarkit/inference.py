@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -13,9 +14,11 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.folding import fold_batchnorm
 from cifarkit.layout import EitherLayout
 from cifarkit.memory import keep_freed_memory
+from cifarkit.quantizing import QuantizedNetwork
 
 _WORTH_FREEZING = 500  # evaluations; with fewer, folding takes longer than it saves
 _COMPARED = 4
+_CALIBRATED = 128
 
 
 @contextmanager
@@ -49,7 +52,9 @@ def predict(
         images: (N, C, H, W) float, transformed (normalised) as in training; brought to the model's device and dtype
             batchwise.
         batch_size: images at a time.
-        precision: "fp32", "bf16" (or "bf16-mixed"), or "auto": bf16 where the processor computes it natively.
+        precision: "fp32", "bf16" (or "bf16-mixed"), or "auto": bf16 where the processor computes it natively. "int8"
+            is fastest on a processor with VNNI, and rounds most: the activations' ranges are taken from up to 128 of
+            the images (:class:`QuantizedNetwork`). Where it does not work "auto" is used, and a warning says why.
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
             against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
         unsure: share of the images that get more than one view: those whose two largest logits are closest.
@@ -82,8 +87,10 @@ def predict(
         batches = (chunk.to(device, dtype) for chunk in torch.split(part, batch_size))
         return torch.cat([_average_views(network, batch, views).float().cpu() for batch in batches])
 
-    with evaluation_mode(model), inference_autocast(precision, device):
-        network = EitherLayout(frozen_copy(model, images, views * len(images)))
+    eight_bits = precision == "int8"
+    with evaluation_mode(model), inference_autocast("auto" if eight_bits else precision, device):
+        quantized = _quantized(model, images) if eight_bits else None
+        network = EitherLayout(quantized or frozen_copy(model, images, views * len(images)))
         if views == 1 or unsure == 1:
             return classify(images, views)
         logits = classify(images, 1)
@@ -92,6 +99,16 @@ def predict(
         if len(closest):
             logits[closest] = classify(images[closest], views)
     return logits
+
+
+def _quantized(model: nn.Module, images: Tensor) -> QuantizedNetwork | None:
+    """Return a copy in eight bits, or None, with a warning, where there cannot be one."""
+    chosen = torch.linspace(0, len(images) - 1, min(_CALIBRATED, len(images))).long()
+    try:
+        return QuantizedNetwork(model, images[chosen.to(images.device)])
+    except ValueError as error:
+        warnings.warn(f"precision='int8' does not work here: {error}; 'auto' is used", stacklevel=3)
+    return None
 
 
 def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module:

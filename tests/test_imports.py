@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cifarkit"
-GROUND = {"seeding", "inference", "files", "folding", "labels", "checks", "memory", "layout"}
+GROUND = {"seeding", "inference", "files", "folding", "labels", "checks", "memory", "layout", "quantizing"}
 ROOMS = {  # what each room may import, besides itself
     "seeding": GROUND,
     "inference": GROUND,
@@ -19,6 +19,7 @@ ROOMS = {  # what each room may import, besides itself
     "checks": GROUND,
     "memory": GROUND,
     "layout": GROUND,
+    "quantizing": GROUND,
     "data": GROUND,
     "transforms": GROUND,
     "models": GROUND,
