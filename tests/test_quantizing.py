@@ -80,7 +80,7 @@ def test_products_are_those_of_the_rounded_numbers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)).eval()
     steps = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(1))
     steps[0, 0, 0, :2] = torch.tensor([0, 255])
-    layer = QuantizedNetwork(model, steps / 255).network[0]
+    layer = getattr(QuantizedNetwork(model, steps / 255).network, "0")
     rounded = layer.weight().dequantize()
     assert (rounded - model[0].weight).abs().max() <= 0.51 * model[0].weight.abs().max() / 127
     images = torch.quantize_per_tensor(steps / 255, 1 / 255, 0, torch.quint8)
