@@ -19,8 +19,8 @@ class SpeedNet(nn.Module):
     A 2x2 convolution is followed by three groups of 3x3 convolutions. Each group halves the image right after its
     first convolution, so that the others, BatchNorm and activations run on a quarter of the pixels. Every 3x3
     convolution starts as the identity on its first channels, BatchNorm learns no scale, and :meth:`whiten` sets the
-    stem from the training images instead of learning it. Hard-swish, x * relu6(x + 3) / 6, learns as well here as the
-    paper's GELU and takes a quarter of its time on a CPU.
+    stem from the training images instead of learning it. Behind BatchNorm hard-swish, x * relu6(x + 3) / 6, learns as
+    well as the paper's GELU and takes a quarter of its time on a CPU.
 
     Args:
         num_classes: number of logits K.
@@ -48,7 +48,7 @@ class SpeedNet(nn.Module):
             raise ValueError(f"depth={depth} is not offered; use 2, or 3 with a residual connection")
         channels = check_integer("channels", channels, 1)
         stem_width = 2 * _PATCH * channels  # a direction and its negative for each number of a patch
-        self.stem = nn.Sequential(nn.Conv2d(channels, stem_width, kernel_size=2), nn.Hardswish())
+        self.stem = nn.Sequential(nn.Conv2d(channels, stem_width, kernel_size=2), nn.GELU())
         inputs = (stem_width, *widths[:-1])
         self.groups = nn.Sequential(
             *(_Group(before, after, depth) for before, after in zip(inputs, widths, strict=True))

@@ -35,7 +35,6 @@ class Muon(Optimizer):
         weight_decay: in an orthogonal group decoupled, p -= lr * weight_decay * p; in others added to the gradient.
         orthogonal: the default for groups that do not say.
         keep_norm: see above; use it only where a normalisation follows.
-        rounds: of the iteration that makes a step orthogonal; 3 do for convolutions, in less time.
     Raises:
         ValueError: if a number is out of range, or a group is orthogonal and holds a parameter of one dimension.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
@@ -50,15 +49,9 @@ class Muon(Optimizer):
         *,
         orthogonal: bool = True,
         keep_norm: bool = False,
-        rounds: int = 5,
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds}
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, options | {"orthogonal": orthogonal, "keep_norm": keep_norm})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("rounds", 5)  # checkpoints of before there was a choice
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)  # which fills in the defaults
@@ -162,7 +155,6 @@ def _check_group(group: dict[str, Any]) -> None:
     check_number("lr", group["lr"], 0, above=True)
     check_number("momentum", group["momentum"], 0, 1, below=True)
     check_number("weight_decay", group["weight_decay"], 0)
-    check_integer("rounds", group["rounds"], 1)
     flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
     if group["orthogonal"] and flat is not None:
         raise ValueError(
@@ -181,7 +173,7 @@ def _nesterov(parameter: Tensor, gradient: Tensor, state: dict[str, Any], moment
 def _step_orthogonal(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     assert parameter.grad is not None
     direction = _nesterov(parameter, parameter.grad, state, group["momentum"])
-    matrix = orthogonalize(direction.reshape(len(parameter), -1), group["rounds"])  # (D, C, h, w) -> (D, C * h * w)
+    matrix = orthogonalize(direction.reshape(len(parameter), -1))  # (D, C, h, w) -> (D, C * h * w)
     if group["keep_norm"]:
         parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-12))
     parameter.mul_(1 - group["lr"] * group["weight_decay"])
