@@ -1,4 +1,4 @@
-"""How do the seconds and the memory of the speed recipe grow with images, width and threads?
+"""How do seconds and memory of a speed recipe grow with images, width and threads, and what do all recipes take?
 
     python benchmarks/speed_growth.py
 
@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import torch
 from report import Report, Table, arguments, destination
@@ -22,17 +23,18 @@ from report import Report, Table, arguments, destination
 from cifarkit import data, recipes
 from cifarkit.training import estimate_seconds
 
-WIDTHS = [(32, 128, 128), (64, 256, 256), (96, 384, 384), (128, 512, 512)]
+BASE = "8-minutes"
+WIDTHS = [(32, 128, 128), (48, 192, 192), (64, 256, 256), (96, 384, 384), (128, 512, 512)]
 IMAGES = [10_000, 20_000, 50_000]
-BASE_WIDTHS, BASE_IMAGES = (64, 256, 256), 20_000
+BASE_WIDTHS, BASE_IMAGES = (48, 192, 192), 20_000
 
 
-def child(images: int, widths: tuple[int, int, int], threads: int, tiny: bool) -> dict[str, float]:
-    """Estimate the recipe in this process."""
+def child(name: str, images: int, widths: tuple[int, int, int], threads: int, tiny: bool) -> dict[str, float]:
+    """Estimate a recipe in this process."""
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):  # else the Loader's threads would use the other cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    recipe = replace(recipes.SPEEDRUN["8-minutes"], widths=widths, **({"batch_size": 20} if tiny else {}))
+    recipe = replace(recipes.SPEEDRUN[name], widths=widths, **({"batch_size": 20} if tiny else {}))
     train_set = data.shapes(images)
     task, loader = recipe.task(train_set), recipe.loader(train_set)
     seconds = estimate_seconds(recipe.trainer(progress=False), task, loader, steps=1 if tiny else 8)
@@ -50,37 +52,49 @@ def settings(tiny: bool) -> list[tuple[int, tuple[int, int, int], int]]:
     return list(dict.fromkeys(lines))
 
 
+def estimate(name: str, line: tuple[int, tuple[int, int, int], int], tiny: bool) -> dict[str, Any]:
+    """Estimate a recipe in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps([name, *line]), *(["--tiny"] if tiny else [])]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    images, widths, threads = line
+    about = {"recipe": name, "images": images, "widths": widths, "threads": threads}
+    return about | json.loads(output.splitlines()[-1])
+
+
 def main() -> None:
     parser = arguments(__doc__, "speed_growth")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        images, widths, threads = json.loads(args.child)
-        print(json.dumps(child(images, tuple(widths), threads, args.tiny)))
+        name, images, widths, threads = json.loads(args.child)
+        print(json.dumps(child(name, images, tuple(widths), threads, args.tiny)))
         return
-    report = Report("speed_growth", {"recipe": "8-minutes"})
-    rows, found = [], []
-    for line in settings(args.tiny):
-        command = [sys.executable, __file__, "--child", json.dumps(line), *(["--tiny"] if args.tiny else [])]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        result = json.loads(output.splitlines()[-1])
-        images, widths, threads = line
-        per_image = 1e6 * result["seconds"] / images / recipes.SPEEDRUN["8-minutes"].epochs
-        rows.append(
-            [
-                f"{images:,}",
-                "/".join(map(str, widths)),
-                str(threads),
-                f"{result['seconds']:.0f}",
-                f"{per_image:.0f}",
-                f"{result['gib']:.2f}",
-            ]
-        )
-        found.append({"images": images, "widths": widths, "threads": threads} | result)
-        print(rows[-1], flush=True)
+    report = Report("speed_growth", {"recipe": BASE})
+    grown = [estimate(BASE, line, args.tiny) for line in settings(args.tiny)]
+    epochs = recipes.SPEEDRUN[BASE].epochs
     columns = ["images", "widths", "threads", "seconds of the recipe", "µs an image and epoch", "GiB"]
+    rows = [
+        [
+            f"{found['images']:,}",
+            "/".join(map(str, found["widths"])),
+            str(found["threads"]),
+            f"{found['seconds']:.0f}",
+            f"{1e6 * found['seconds'] / found['images'] / epochs:.0f}",
+            f"{found['gib']:.2f}",
+        ]
+        for found in grown
+    ]
     report.tables.append(Table("Growth of the speed recipe", columns, rows))
-    report.figures["lines"] = found
+    threads = torch.get_num_threads()
+    images = 100 if args.tiny else IMAGES[-1]
+    all_recipes = [
+        estimate(name, (images, (8, 8, 8) if args.tiny else recipe.widths, threads), args.tiny)
+        for name, recipe in recipes.SPEEDRUN.items()
+    ]
+    rows = [[found["recipe"], f"{found['seconds']:.0f}", f"{found['gib']:.2f}"] for found in all_recipes]
+    title = f"Projected, {images:,} images, {threads} threads"
+    report.tables.append(Table(title, ["recipe", "seconds of training", "GiB"], rows))
+    report.figures["lines"] = grown + all_recipes
     report.publish(destination(args, "speed_growth"))
 
 

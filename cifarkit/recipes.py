@@ -186,7 +186,7 @@ def normalized_sample(images: ImageDataset, count: int) -> Tensor:
 SPEEDRUN = {
     "1-minute": SpeedRecipe(epochs=5, widths=(32, 64, 64), sides={0: 24, 3: 32}),
     "4-minutes": SpeedRecipe(epochs=14, widths=(32, 128, 128), sides={0: 24, 6: 32}, keep=0.5),
-    "8-minutes": SpeedRecipe(epochs=18, widths=(48, 192, 192), sides={0: 24, 8: 32}, keep=0.5),
+    "8-minutes": SpeedRecipe(epochs=17, widths=(48, 192, 192), sides={0: 24, 7: 32}, keep=0.5),
     "15-minutes": SpeedRecipe(epochs=20, sides={0: 24, 8: 32}, keep=0.5),
     "95-percent": SpeedRecipe(epochs=20, widths=(128, 384, 384), sides={0: 24, 8: 32}, keep=0.5),
     "96-percent": SpeedRecipe(

@@ -132,7 +132,12 @@ def test_the_trainers_name_of_a_precision_is_known() -> None:
         (photos(), {"batch_size": 16.0}, TypeError, r"batch_size=16\.0 is a float; give an integer"),
         (photos(), {"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
         (photos(), {"views": 3}, ValueError, r"views=3 is not offered; use 1, 2 \(mirror\) or 6"),
-        (photos(), {"precision": "fp8"}, ValueError, "precision='fp8' is unknown; use 'auto', 'fp32' or 'bf16'"),
+        (
+            photos(),
+            {"precision": "fp8"},
+            ValueError,
+            "precision='fp8' is unknown; use 'auto', 'fp32', 'bf16' or 'int8'",
+        ),
     ],
 )
 def test_mistakes_are_named(images: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -24,7 +24,9 @@ def test_each_arm_has_a_recipe_but_the_peer(load: Any) -> None:
     assert [arm for arm in speedrun.ARMS if speedrun.recipe_of(arm, tiny=False) is None] == ["airbench94"]
     assert speedrun.recipe_of("95", tiny=False) == recipes.SPEEDRUN["95-percent"]
     assert speedrun.CHANGES.keys() < speedrun.ARMS.keys()
-    assert not speedrun.recipe_of("no Muon", tiny=True).muon
+    for tiny in (False, True):
+        plain = speedrun.recipe_of("4-minutes", tiny)
+        assert all(speedrun.recipe_of(arm, tiny) != plain for arm in speedrun.CHANGES)
 
 
 def test_a_training_by_an_older_recipe_is_not_current(load: Any) -> None:

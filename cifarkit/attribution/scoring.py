@@ -191,7 +191,7 @@ def class_scores(
         images: some of those it will see, for the check of the frozen copy that long work uses.
         count: images in all batches.
         probability: softmax of the logits instead of the logit.
-        precision: as for :func:`~cifarkit.predict`.
+        precision: "auto", "fp32" or "bf16", as for :func:`~cifarkit.predict`.
     """
     device, found = device_of(model), []
     with evaluation_mode(model), inference_autocast(precision, device):

@@ -75,7 +75,7 @@ def test_sums_hold(name: str) -> None:
     assert maps.abs().max() > 0
 
 
-def test_speednet_with_its_pools_and_activations() -> None:
+def test_speednet_with_its_pools_and_gelu() -> None:
     images = torch.randn(2, 3, 24, 24)
     assert attribute(SpeedNet(4, widths=(8, 8, 8)), images, None, "deep_lift", tolerance=1e-3).shape == images.shape
 
