@@ -11,6 +11,7 @@ A page marks the place of a table by two comments, and what stands between them 
 - ``tricks | ARM | ...``: arms of benchmarks/tricks.py against its reference;
 - ``all tricks | tricks/``: every arm, with a link to its page, here in the folder tricks/;
 - ``speedrun | ARM``: an arm of benchmarks/speedrun.py against the whole recipe;
+- ``budgets``: what each recipe reaches, in what time;
 - ``views``: what further views of the test images gain in that benchmark;
 - ``resnet18``: the two ResNet-18 trainings;
 - ``report | NAME | TITLE``: a table of docs/data/NAME.json as its benchmark printed it;
@@ -150,6 +151,33 @@ def speedrun(arm: str) -> str:
     return f"{table}\n\nThe `4-minutes` recipe, half of CIFAR-10's test set; details in [Results](../results.md)."
 
 
+def budgets() -> str:
+    """Say what each speed recipe has reached, in what time; of one not trained, what a few updates foretell."""
+    try:
+        projected = {
+            line["recipe"]: line for line in read_json("speed_growth")["figures"]["lines"] if line["images"] == 50_000
+        }
+    except FileNotFoundError:
+        projected = {}
+    rows = []
+    for name in ("1-minute", "4-minutes", "8-minutes", "15-minutes", "95-percent", "96-percent"):
+        runs = whole_runs({"8-minutes": "cifarkit"}.get(name, name.removesuffix("-percent")))
+        if runs:
+            seconds, gib = (
+                f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
+                max(run["peak_gib"] for run in runs),
+            )
+            reached = [f"{spread([100 * run['acc'][views] for run in runs])} %" for views in ("1", "6")]
+            rows.append([f"`{name}`", str(len(runs)), *reached, seconds, f"{gib:.2f}"])
+        elif name in projected:
+            line = projected[name]
+            rows.append(
+                [f"`{name}`", "0", "not trained", "", f"{line['seconds']:,.0f}, projected", f"{line['gib']:.2f}"]
+            )
+    table = markdown(["`--recipe`", "seeds", "accuracy, 1 view", "6 views", "seconds", "GiB at most"], rows)
+    return f"{table}\n\n{machine(read_json('speedrun'))}"
+
+
 def views() -> str:
     """Say what further views of a test image gain."""
     runs = [
@@ -244,6 +272,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "tricks": tricks,
     "all tricks": all_tricks,
     "speedrun": speedrun,
+    "budgets": budgets,
     "views": views,
     "resnet18": resnet18,
     "report": report,
