@@ -94,7 +94,7 @@ def main() -> None:
     rows = [[found["recipe"], f"{found['seconds']:.0f}", f"{found['gib']:.2f}"] for found in all_recipes]
     title = f"Projected, {images:,} images, {threads} threads"
     report.tables.append(Table(title, ["recipe", "seconds of training", "GiB"], rows))
-    report.figures["lines"] = grown + all_recipes
+    report.figures |= {"lines": grown, "recipes": all_recipes}
     report.publish(destination(args, "speed_growth"))
 
 

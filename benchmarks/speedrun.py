@@ -52,17 +52,20 @@ def without_identity(task: ClassificationTask) -> None:
                 layer.reset_parameters()
 
 
+WITHOUT = {  # one trick of ABLATED: what it then does
+    "no whitening": "the stem is learnt",
+    "no identity start": "3x3 kernels start at random",
+    "no fast biases": "biases at a rate of 0.1",
+    "no small crops": "32 x 32 in every epoch",
+    "no selection": "all images in half of the epochs, so as many updates",
+    "no alternating flip": "a coin for every image and epoch",
+    "no label smoothing": "labels as they are",
+    "no Muon": "SGD for the kernels, too",
+}
 ARMS: dict[str, str] = {  # name -> what it is
     "airbench94": "airbench94 of the airbench package, on the CPU in bf16",
     "cifarkit": "the speed recipe",
-    "no whitening": "4-minutes, the stem is learnt",
-    "no identity start": "4-minutes, 3x3 kernels start at random",
-    "no fast biases": "4-minutes, biases at a rate of 0.1",
-    "no small crops": "4-minutes, 32 x 32 in every epoch",
-    "no selection": "4-minutes, all images in half of the epochs, so as many updates",
-    "no alternating flip": "4-minutes, a coin for every image and epoch",
-    "no label smoothing": "4-minutes, labels as they are",
-    "no Muon": "4-minutes, SGD for the kernels, too",
+    **{name: f"{ABLATED}, {what}" for name, what in WITHOUT.items()},
     "95": "the recipe aimed at 95 %",
     "96": "the recipe aimed at 96 %",
     **{name: "the recipe of that time" for name in recipes.SPEEDRUN if "minute" in name and name != BASE},

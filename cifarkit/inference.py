@@ -55,8 +55,8 @@ def predict(
         batch_size: images at a time.
         precision: "fp32", "bf16" (or "bf16-mixed"), or "auto": bf16 where the processor computes it natively. "int8"
             is for many images on a processor with VNNI (``QuantizedNetwork``): each call
-            spends a second on the ranges of the activations, on up to 64 of the images, so that logits depend a
-            little on which are given. Where it does not work "auto" is used, and a warning says why.
+            first reads the ranges of the activations off up to 64 of the images, so that logits depend a little on
+            which are given. Where it does not work "auto" is used, and a warning says why.
         views: 1, 2 (with the mirror image) or 6 (also moved by one pixel along both diagonals, weighted 1/4 and 1/4
             against 1/2 for the centre; Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged.
         unsure: share of the images that get more than one view: those whose two largest logits are closest.

@@ -146,34 +146,28 @@ def speedrun(arm: str) -> str:
     for name, runs in by_arm.items():
         accuracies = [spread([100 * run["acc"][views] for run in runs]) for views in ("1", "6")]
         seconds = statistics.median(run["training_seconds"] for run in runs)
-        rows.append([read_json("speedrun")["settings"]["arms"][name], str(len(runs)), *accuracies, f"{seconds:.0f}"])
-    table = markdown(["recipe", "seeds", "accuracy, 1 view, %", "6 views, %", "training, s"], rows)
+        rows.append([name, str(len(runs)), *accuracies, f"{seconds:.0f}"])
+    table = markdown(["arm", "seeds", "accuracy, 1 view, %", "6 views, %", "training, s"], rows)
     return f"{table}\n\nThe `4-minutes` recipe, half of CIFAR-10's test set; details in [Results](../results.md)."
 
 
 def budgets() -> str:
     """Say what each speed recipe has reached, in what time; of one not trained, what a few updates foretell."""
     try:
-        projected = {
-            line["recipe"]: line for line in read_json("speed_growth")["figures"]["lines"] if line["images"] == 50_000
-        }
+        projected = {found["recipe"]: found for found in read_json("speed_growth")["figures"]["recipes"]}
     except FileNotFoundError:
         projected = {}
     rows = []
     for name in ("1-minute", "4-minutes", "8-minutes", "15-minutes", "95-percent", "96-percent"):
         runs = whole_runs({"8-minutes": "cifarkit"}.get(name, name.removesuffix("-percent")))
         if runs:
-            seconds, gib = (
-                f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
-                max(run["peak_gib"] for run in runs),
-            )
+            seconds = f"{statistics.mean(run['seconds'] for run in runs):,.0f}"
+            gib = f"{max(run['peak_gib'] for run in runs):.2f}"
             reached = [f"{spread([100 * run['acc'][views] for run in runs])} %" for views in ("1", "6")]
-            rows.append([f"`{name}`", str(len(runs)), *reached, seconds, f"{gib:.2f}"])
+            rows.append([f"`{name}`", str(len(runs)), *reached, seconds, gib])
         elif name in projected:
-            line = projected[name]
-            rows.append(
-                [f"`{name}`", "0", "not trained", "", f"{line['seconds']:,.0f}, projected", f"{line['gib']:.2f}"]
-            )
+            seconds, gib = (projected[name][key] for key in ("seconds", "gib"))
+            rows.append([f"`{name}`", "0", "not trained", "", f"{seconds:,.0f}, projected", f"{gib:.2f}"])
     table = markdown(["`--recipe`", "seeds", "accuracy, 1 view", "6 views", "seconds", "GiB at most"], rows)
     return f"{table}\n\n{machine(read_json('speedrun'))}"
 

@@ -2,10 +2,12 @@
 
 import ast
 import configparser
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from importlib import metadata
@@ -110,6 +112,33 @@ def test_the_sdist_holds_nothing_made(built: Path) -> None:
     made = re.compile(r"(^|/)(__pycache__|_build|runs|wandb|\.git)/|\.(pyc|npz|pt)$")
     assert [name for name in sdist_files(built) if made.search(name)] == []
     assert {"tests/test_package.py", "docs/conf.py", ".ci/run", "examples/quickstart.py"} <= sdist_files(built)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_clone(built: Path, tmp_path: Path) -> None:
+    """In an environment that sees the packages of this one, but of cifarkit only the wheel."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(
+        sysconfig.get_path("purelib")
+    )  # a .pth inside, of an editable install, is not read
+    python = str(tmp_path / "venv" / "bin" / "python")
+    (wheel,) = built.glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([*pip, "--ignore-installed"], check=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        ended = subprocess.run(command, cwd=outside, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    assert Path(run(python, "-c", "import cifarkit; print(cifarkit.__file__)").strip()).is_relative_to(site)
+    assert f"cifarkit {cifarkit.__version__}" in run(python, "-m", "cifarkit", "doctor", "--steps", "0")
+    assert "val_acc" in run(str(tmp_path / "venv" / "bin" / "cifarkit"), "train", "--tiny")
+    assert len([*outside.glob("runs/*/report.html")]) == 1
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -215,3 +216,21 @@ def test_no_images_give_no_logits() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert predict(built(Net), photos()[:0], precision="int8").shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "got"),
+    [
+        (photos(), Net(), "Tensor and Net"),
+        (Net(), torch.zeros(8, 3, 12, 12, dtype=torch.uint8), r"Net and torch\.uint8"),
+    ],
+)
+def test_what_is_no_network_or_no_float_images_is_named(model: Any, images: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=rf"give a torch\.nn\.Module and images .* got {got}"):
+        QuantizedNetwork(model, images)
+
+
+@with_vnni
+def test_equal_images_have_nothing_to_compare() -> None:
+    with pytest.warns(UserWarning, match="the logits of the images do not differ"):
+        predict(SpeedNet(widths=(8, 16, 16)).eval(), torch.zeros(3, 3, 32, 32), precision="int8")

@@ -48,7 +48,7 @@ def test_a_damaged_picture_of_an_export_counts_as_missing(tmp_path: Path) -> Non
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the fuzzer needs fork")
 def test_fuzzing_finds_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "benchmarks/fuzz_readers.py", "--tiny", "--seconds", "12", "--findings", str(tmp_path)]
+    command = [sys.executable, "benchmarks/fuzz_readers.py", "--tiny", "--seconds", "20", "--findings", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
