@@ -188,7 +188,7 @@ SPEEDRUN = {
     "4-minutes": SpeedRecipe(epochs=14, widths=(32, 128, 128), sides={0: 24, 6: 32}, keep=0.5),
     "8-minutes": SpeedRecipe(epochs=17, widths=(48, 192, 192), sides={0: 24, 7: 32}, keep=0.5),
     "15-minutes": SpeedRecipe(epochs=20, sides={0: 24, 8: 32}, keep=0.5),
-    "95-percent": SpeedRecipe(epochs=20, widths=(128, 384, 384), sides={0: 24, 8: 32}, keep=0.5),
+    "95-percent": SpeedRecipe(epochs=32, widths=(128, 384, 384), sides={0: 24, 10: 32}, padding=4, keep=0.5),
     "96-percent": SpeedRecipe(
         epochs=45, widths=(128, 384, 512), depth=3, sides={0: 24, 15: 32}, padding=4, cutout=12, keep=0.5
     ),
