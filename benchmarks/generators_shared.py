@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = diffusion.NoiseSchedule.cosine()
 WIDTH, MULTIPLIERS, PATCH = 64, (1, 2, 2), 2  # of the U-Net of 6.5 M parameters
 TRAIN_DDPM = Path("examples", "train_ddpm.py")
-RECIPE = ["--patch", str(PATCH), "--velocity", "--min-snr", "5", "--precision", "bf16-mixed"]
+RECIPE = ["--patch", str(PATCH), "--velocity", "--log-snr", "2.4", "2.4", "--muon", "0.015", "--batch-size", "64"]
+RECIPE += ["--precision", "bf16-mixed"]
 TINY_WIDTH, TINY_MULTIPLIERS = 8, (1, 1)  # what examples/train_ddpm.py --tiny builds
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 

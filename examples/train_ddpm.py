@@ -1,7 +1,7 @@
 """Train a class-conditional diffusion model on small images, in the minutes you have.
 
-    python examples/train_ddpm.py --data cifar10 --root data --download --patch 2 --velocity --min-snr 5 \\
-        --minutes 120 --folder runs/ddpm-2-hours
+    python examples/train_ddpm.py --data cifar10 --root data --download --patch 2 --velocity --log-snr 2.4 2.4 \\
+        --muon 0.015 --batch-size 64 --minutes 120 --folder runs/ddpm-2-hours
 
 With --minutes a few updates are timed first, and as many are planned as fit, so that the learning rate has come down
 when the time is over; a brake stops a run that turns out slower. --patch 2 works on 2 x 2 pixels at once, a quarter of
@@ -32,6 +32,8 @@ for name, rate in {"lr": 5e-4, "dropout": 0.0, "label-dropout": 0.1, "guidance":
     flag(f"--{name}", type=float, default=rate)
 flag("--velocity", action="store_true", help="predict velocity instead of noise")
 flag("--min-snr", type=float, help="bound on the weight of nearly clean images, such as 5; without it all weigh 1")
+flag("--log-snr", type=float, nargs=2, help="mean and deviation of log SNR in training, such as 2.4 2.4")
+flag("--muon", type=float, metavar="RATE", help="step convolutions by Muon, such as 0.015, and the rest by Adam")
 flag("--ema", type=float, help="decay of the average; without it the average remembers a twentieth of the updates")
 flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--linear", action="store_true", help="DDPM's noise schedule instead of the cosine")
@@ -61,9 +63,11 @@ val_loader = data.Loader(val_set, 500, transform=signed, **part)
 shape = {name: getattr(args, name) for name in ("base_channels", "multipliers", "patch", "dropout")}
 model = UNet(num_classes=train_set.num_classes, **shape)
 schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
-adam, target = torch.optim.Adam(model.parameters(), args.lr), "velocity" if args.velocity else "noise"
-choices = {"target": target, "label_dropout": args.label_dropout, "min_snr": args.min_snr}
-task = training.DiffusionTask(model, adam, schedule, **choices)
+optimizer, target = torch.optim.Adam(model.parameters(), args.lr), "velocity" if args.velocity else "noise"
+if args.muon:
+    optimizer = training.Muon(training.muon_groups(model, args.muon, args.lr, 0.0, adam=True))
+choices = {"target": target, **{name: getattr(args, name) for name in ("label_dropout", "min_snr", "log_snr")}}
+task = training.DiffusionTask(model, optimizer, schedule, **choices)
 labels = torch.arange(train_set.num_classes).repeat_interleave(8)
 noise = diffusion.draw_noise((len(labels), *train_set.image_shape), torch.Generator().manual_seed(0))
 path: list[torch.Tensor] = []  # one image on its way out of noise

@@ -17,13 +17,15 @@ from cifarkit.inference import has_native_bf16
 # Five rounds of this odd polynomial push singular values from (0, 1] into about [0.7, 1.2]; Jordan 2024 found the
 # coefficients by maximising the slope at 0, and leaves it at that, since equal values are not needed.
 _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.7750, 2.0315
+_SECOND_BETA = 0.999
 
 
 class Muon(Optimizer):
     """Step along the orthogonal matrix nearest to the Nesterov momentum of each kernel, so every direction moves alike.
 
     A group with ``orthogonal`` true holds kernels, whose trailing dimensions count as one; any other group is stepped
-    by SGD with Nesterov momentum. :func:`muon_groups` sorts a network's parameters.
+    by SGD with Nesterov momentum, or by AdamW if its ``adam`` is true. :func:`muon_groups` sorts a network's
+    parameters.
 
     A kernel in front of a BatchNorm has no scale of its own. With ``keep_norm`` it is brought to the Frobenius norm
     sqrt(D_out) before each step, so that lr is the relative change of a filter and needs no weight decay.
@@ -31,10 +33,11 @@ class Muon(Optimizer):
     Args:
         params: parameters, or dicts of them with options of their own, as for any torch optimizer.
         lr: the factor of the step, above 0.
-        momentum: share of the past in the momentum, in [0, 1).
-        weight_decay: in an orthogonal group decoupled, p -= lr * weight_decay * p; in others added to the gradient.
+        momentum: share of the past in the momentum, in [0, 1); AdamW's first beta, whose second is 0.999.
+        weight_decay: added to the gradient by SGD, else decoupled: p -= lr * weight_decay * p.
         orthogonal: the default for groups that do not say.
         keep_norm: see above; use it only where a normalisation follows.
+        adam: the default for groups that do not say.
     Raises:
         ValueError: if a number is out of range, or a group is orthogonal and holds a parameter of one dimension.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
@@ -49,9 +52,15 @@ class Muon(Optimizer):
         *,
         orthogonal: bool = True,
         keep_norm: bool = False,
+        adam: bool = False,
     ) -> None:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, options | {"orthogonal": orthogonal, "keep_norm": keep_norm})
+        super().__init__(params, options | {"orthogonal": orthogonal, "keep_norm": keep_norm, "adam": adam})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("adam", False)  # a checkpoint from before there was a choice
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)  # which fills in the defaults
@@ -69,7 +78,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            step = _step_orthogonal if group["orthogonal"] else _step_plain
+            step = _step_orthogonal if group["orthogonal"] else _step_adam if group["adam"] else _step_plain
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     step(parameter, self.state[parameter], group)
@@ -84,12 +93,14 @@ def muon_groups(
     *,
     bias_lr: float | None = None,
     other_momentum: float = 0.9,
+    adam: bool = False,
 ) -> list[dict[str, Any]]:
     """Sort a network for :class:`Muon`: its convolution kernels behind the first, and all other parameters.
 
     The first convolution reads pixels and the linear head writes logits; like biases and norms they are stepped by SGD
-    with momentum. Kernels keep their norm if the next layer with parameters, in the order in which the layers were
-    made, is a BatchNorm. Parameters that want no gradient are left out.
+    with momentum, or by AdamW, which suits networks that make images. Kernels keep their norm if the next layer with
+    parameters, in the order in which the layers were made, is a BatchNorm. Parameters that want no gradient are left
+    out.
 
     Args:
         model: a convolutional network.
@@ -99,6 +110,7 @@ def muon_groups(
         bias_lr: rate of what has one dimension, biases and the weights of norms, in a third group that shrinks as fast
             as the rest; None leaves them in the second.
         other_momentum: of the rest, in [0, 1).
+        adam: step the rest by AdamW; its rates are about a hundredth of SGD's.
     Raises:
         ValueError: if the network has fewer than two convolutions to train.
         TypeError: if model is no module.
@@ -121,7 +133,7 @@ def muon_groups(
     for keep_norm in (True, False):
         some = [layer.weight for layer in convolutions if (id(layer) in normalized) == keep_norm]
         groups.append({"params": some, "lr": lr, "keep_norm": keep_norm})
-    plain = {"orthogonal": False, "momentum": other_momentum}
+    plain = {"orthogonal": False, "momentum": other_momentum, "adam": adam}
     if bias_lr is not None:
         flat = [item for item in others if item.dim() < 2]
         others = [item for item in others if item.dim() >= 2]
@@ -184,3 +196,16 @@ def _step_plain(parameter: Tensor, state: dict[str, Any], group: dict[str, Any])
     assert parameter.grad is not None
     gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
     parameter.add_(_nesterov(parameter, gradient, state, group["momentum"]), alpha=-group["lr"])
+
+
+def _step_adam(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    assert parameter.grad is not None
+    if "mean" not in state:
+        state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter), "steps": 0}
+    state["steps"] += 1
+    first = group["momentum"]
+    state["mean"].lerp_(parameter.grad, 1 - first)
+    state["square"].lerp_(parameter.grad.square(), 1 - _SECOND_BETA)
+    scale = (state["square"] / (1 - _SECOND_BETA ** state["steps"])).sqrt_().add_(1e-8)
+    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    parameter.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first ** state["steps"]))

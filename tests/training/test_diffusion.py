@@ -72,6 +72,16 @@ def test_the_velocity_may_be_the_target() -> None:
     torch.testing.assert_close(loss_of(task), (predicted - velocity).square().mean(), rtol=1e-4, atol=0)
 
 
+def test_steps_follow_a_normal_distribution_of_log_snr_and_are_spread_over_the_batch() -> None:
+    task = tiny_task(log_snr=(2.4, 2.4))
+    loss_of(task, images=IMAGES[:1].expand(400, -1, -1, -1), labels=LABELS[:1].expand(400))
+    left = SCHEDULE.alpha_bar[task.model.seen[-1][1]]
+    places = torch.special.ndtr(((left / (1 - left)).log() - 2.4) / 2.4)
+    assert not torch.equal(places, places.sort().values)
+    # The end of the table cuts off the last three places in a thousand.
+    torch.testing.assert_close(places.sort().values, (torch.arange(400).double() + 0.5) / 400, rtol=0, atol=0.005)
+
+
 @pytest.mark.parametrize("target", ["noise", "velocity"])
 def test_min_snr_bounds_the_weight_that_the_clean_image_gets(target: str) -> None:
     """Seen as an error of the clean image, the loss weighs it min(snr, 5), whatever the target."""
@@ -243,6 +253,8 @@ def test_a_model_that_returns_something_else_is_named() -> None:
         ({"target": "image"}, "target='image' is unknown; use 'noise' or 'velocity'"),
         ({"label_dropout": 1.5}, r"label_dropout=1\.5 must be at least 0 and at most 1"),
         ({"min_snr": 0}, "min_snr=0 must be above 0"),
+        ({"log_snr": (1, 0)}, r"log_snr\[1\]=0 must be above 0"),
+        ({"log_snr": 2.4}, r"log_snr=2.4 must be \(mean, deviation\)"),
     ],
 )
 def test_settings_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

@@ -45,6 +45,33 @@ def test_plain_group_is_sgd_with_nesterov_momentum() -> None:
         torch.testing.assert_close(mine, other)
 
 
+def test_adam_group_is_adamw_of_torch() -> None:
+    layers = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    ours = Muon(layers[0].parameters(), momentum=0.9, orthogonal=False, adam=True, **options)
+    theirs = torch.optim.AdamW(layers[1].parameters(), **options)
+    images = torch.randn(6, 4, generator=torch.Generator().manual_seed(4))
+    for _ in range(4):
+        for layer, optimizer in zip(layers, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            layer(images).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_groups_of_older_checkpoints_go_on_by_sgd() -> None:
+    net = small_net()
+    optimizer = Muon(muon_groups(net, adam=True))
+    assert [group["adam"] for group in optimizer.param_groups] == [False, True]
+    older = optimizer.state_dict()
+    for group in older["param_groups"]:
+        del group["adam"]
+    optimizer.load_state_dict(older)
+    assert [group["adam"] for group in optimizer.param_groups] == [False, False]
+
+
 def test_kernel_moves_by_an_orthogonal_matrix_from_its_kept_norm() -> None:
     kernel = nn.Parameter(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2)))
     kernel.grad = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(3))
@@ -88,9 +115,10 @@ def test_biases_may_have_a_group_of_their_own() -> None:
     assert len(kernels["params"]) + len(biases["params"]) + len(others["params"]) == len(list(net.parameters()))
 
 
-def test_state_survives_a_checkpoint() -> None:
+@pytest.mark.parametrize("adam", [False, True])
+def test_state_survives_a_checkpoint(adam: bool) -> None:
     nets = [small_net(), small_net()]
-    first, second = (Muon(muon_groups(net)) for net in nets)
+    first, second = (Muon(muon_groups(net, adam=adam)) for net in nets)
     nets[0](torch.ones(2, 3, 8, 8)).sum().backward()
     first.step()
     second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch shares the tensors otherwise

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from cifarkit.checks import check_number, has_parameter
 from cifarkit.diffusion.denoiser import check_target, count_classes
+from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
@@ -30,9 +31,12 @@ class DiffusionTask(Task):
         target: "noise" or "velocity".
         label_dropout: share of the labels replaced by K, drawn for each image, in [0, 1]; for guidance.
         min_snr: bound on the weight of nearly clean images, 5 in the paper; None is L_simple.
+        log_snr: mean and deviation of log(signal's variance / noise's) in training, spread evenly over a batch, (2.4,
+            2.4) in the paper; None draws all steps alike, as evaluation always does.
     Raises:
         TypeError, ValueError: for a wrong argument, or a first batch that does not fit.
-    Source: Ho et al. 2020, equation 14; min_snr: Hang et al. 2023, "Efficient diffusion training via Min-SNR".
+    Source: Ho et al. 2020, equation 14; min_snr: Hang et al. 2023, "Efficient diffusion training via Min-SNR"; log_snr:
+        Karras et al. 2022, arXiv 2206.00364, section 5; evenly: Kingma et al. 2021, arXiv 2107.00630, appendix I.1.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class DiffusionTask(Task):
         target: str = "noise",
         label_dropout: float = 0.1,
         min_snr: float | None = None,
+        log_snr: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
@@ -57,6 +62,7 @@ class DiffusionTask(Task):
         self.optimizers = {"model": optimizer}
         self.label_dropout = check_number("label_dropout", label_dropout, 0, 1)
         self.min_snr = None if min_snr is None else check_number("min_snr", min_snr, 0, above=True)
+        self.log_snr = check_log_snr(log_snr)
         self.num_classes = count_classes(model)
         if self.num_classes is None and has_parameter(model, "labels") and not hasattr(model, "num_classes"):
             warnings.warn(
@@ -68,7 +74,7 @@ class DiffusionTask(Task):
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         images, labels = self._checked_batch(batch)
-        t = torch.randint(self.schedule.timesteps, (len(images),), device=images.device)
+        t = draw_steps(self.schedule, len(images), self.log_snr, images.device)
         noise = torch.randn_like(images)
         if labels is not None and self.num_classes is not None and self.label_dropout:
             dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
