@@ -17,7 +17,6 @@ from torch import Tensor
 from cifarkit.training.kinds import (
     AMOUNT,
     COUNT,
-    FINITE,
     FLAG,
     LIST,
     NOTHING,
@@ -45,9 +44,14 @@ FORMAT_VERSION = 1
 _ROW = ("epoch", "step", "lr", "images_per_second", "seconds")  # what every row of a history has
 _RECORDED = NUMBER | FLAG | NOTHING | TEXT | TENSOR
 STATISTICS = ("running_mean", "running_var")
+_SINGLE = torch.finfo(torch.float32)
+_SCALE = Kind(
+    "a float above 0 that fits into fp32",
+    lambda value: type(value) is float and _SINGLE.tiny <= value <= _SINGLE.max,
+)
 _SCALER = {
-    "scale": POSITIVE,
-    "growth_factor": Kind("a finite number above 1", lambda value: FINITE.fits(value) and value > 1),
+    "scale": _SCALE,
+    "growth_factor": Kind("a finite float above 1", lambda value: type(value) is float and 1 < value < float("inf")),
     "backoff_factor": Kind("a number between 0 and 1", lambda value: POSITIVE.fits(value) and value < 1),
     "growth_interval": COUNT,
     "_growth_tracker": COUNT,
