@@ -39,7 +39,8 @@ class Muon(Optimizer):
         keep_norm: see above; use it only where a normalisation follows.
         adam: the default for groups that do not say.
     Raises:
-        ValueError: if a number is out of range, or a group is orthogonal and holds a parameter of one dimension.
+        ValueError: if a number is out of range, or a group is orthogonal and has adam or a parameter of one dimension.
+        TypeError: if an option is of another kind.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
 
@@ -63,6 +64,7 @@ class Muon(Optimizer):
             group.setdefault("adam", False)  # a checkpoint from before there was a choice
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as any torch optimizer does, unless an option of it is out of range."""
         super().add_param_group(param_group)  # which fills in the defaults
         try:
             _check_group(self.param_groups[-1])
@@ -88,7 +90,7 @@ class Muon(Optimizer):
 def muon_groups(
     model: nn.Module,
     lr: float = 0.03,
-    other_lr: float = 0.1,
+    other_lr: float | None = None,
     other_weight_decay: float = 5e-4,
     *,
     bias_lr: float | None = None,
@@ -105,12 +107,12 @@ def muon_groups(
     Args:
         model: a convolutional network.
         lr: rate of the kernels, the relative change of a filter in a step.
-        other_lr: rate of the rest.
+        other_lr: rate of the rest; None is 0.1, or 0.001 for AdamW.
         other_weight_decay: of the rest.
         bias_lr: rate of what has one dimension, biases and the weights of norms, in a third group that shrinks as fast
             as the rest; None leaves them in the second.
         other_momentum: of the rest, in [0, 1).
-        adam: step the rest by AdamW; its rates are about a hundredth of SGD's.
+        adam: step the rest by AdamW.
     Raises:
         ValueError: if the network has fewer than two convolutions to train.
         TypeError: if model is no module.
@@ -134,6 +136,7 @@ def muon_groups(
         some = [layer.weight for layer in convolutions if (id(layer) in normalized) == keep_norm]
         groups.append({"params": some, "lr": lr, "keep_norm": keep_norm})
     plain = {"orthogonal": False, "momentum": other_momentum, "adam": adam}
+    other_lr = (0.001 if adam else 0.1) if other_lr is None else other_lr
     if bias_lr is not None:
         flat = [item for item in others if item.dim() < 2]
         others = [item for item in others if item.dim() >= 2]
@@ -167,6 +170,13 @@ def _check_group(group: dict[str, Any]) -> None:
     check_number("lr", group["lr"], 0, above=True)
     check_number("momentum", group["momentum"], 0, 1, below=True)
     check_number("weight_decay", group["weight_decay"], 0)
+    for name in ("orthogonal", "keep_norm", "adam"):
+        if not isinstance(group[name], bool):
+            raise TypeError(f"{name}={group[name]!r} must be True or False")
+    if group["orthogonal"] and group["adam"]:
+        raise ValueError(
+            "a group is stepped either by orthogonal steps or by AdamW; give one with adam orthogonal=False"
+        )
     flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
     if group["orthogonal"] and flat is not None:
         raise ValueError(
@@ -200,12 +210,12 @@ def _step_plain(parameter: Tensor, state: dict[str, Any], group: dict[str, Any])
 
 def _step_adam(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     assert parameter.grad is not None
-    if "mean" not in state:
-        state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter), "steps": 0}
-    state["steps"] += 1
+    if "step" not in state:  # named as torch.optim names them, so that a checkpoint's are held to the same rules
+        state |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter), "step": 0}
+    state["step"] += 1
     first = group["momentum"]
-    state["mean"].lerp_(parameter.grad, 1 - first)
-    state["square"].lerp_(parameter.grad.square(), 1 - _SECOND_BETA)
-    scale = (state["square"] / (1 - _SECOND_BETA ** state["steps"])).sqrt_().add_(1e-8)
+    state["exp_avg"].lerp_(parameter.grad, 1 - first)
+    state["exp_avg_sq"].lerp_(parameter.grad.square(), 1 - _SECOND_BETA)
+    scale = (state["exp_avg_sq"] / (1 - _SECOND_BETA ** state["step"])).sqrt_().add_(1e-8)
     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-    parameter.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - first ** state["steps"]))
+    parameter.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - first ** state["step"]))

@@ -7,6 +7,7 @@ parameters an optimizer has not yet seen a gradient, and the parts of the config
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ _SCALE = Kind(
 )
 _SCALER = {
     "scale": _SCALE,
-    "growth_factor": Kind("a finite float above 1", lambda value: type(value) is float and 1 < value < float("inf")),
+    "growth_factor": Kind("a finite float above 1", lambda value: type(value) is float and 1 < value < math.inf),
     "backoff_factor": Kind("a number between 0 and 1", lambda value: POSITIVE.fits(value) and value < 1),
     "growth_interval": COUNT,
     "_growth_tracker": COUNT,

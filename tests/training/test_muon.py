@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cifarkit.models import SpeedNet, resnet18
+from cifarkit.training.moments import require_optimizer_state
 from cifarkit.training.muon import Muon, muon_groups, orthogonalize
 
 
@@ -72,6 +73,32 @@ def test_groups_of_older_checkpoints_go_on_by_sgd() -> None:
     assert [group["adam"] for group in optimizer.param_groups] == [False, False]
 
 
+def test_rates_of_the_rest_suit_its_optimizer() -> None:
+    net = small_net()
+    assert [muon_groups(net, adam=adam)[-1]["lr"] for adam in (False, True)] == [0.1, 0.001]
+
+
+def test_a_group_has_one_kind_of_step() -> None:
+    with pytest.raises(ValueError, match="either by orthogonal steps or by AdamW; give one with adam orthogonal=False"):
+        Muon([nn.Parameter(torch.ones(2, 2))], adam=True)
+
+
+def test_a_flag_that_is_none_is_named() -> None:
+    with pytest.raises(TypeError, match="adam='yes' must be True or False"):
+        Muon(muon_groups(small_net(), adam="yes"))  # type: ignore[arg-type]
+
+
+def test_squares_below_zero_in_a_checkpoint_are_named() -> None:
+    net = small_net()
+    optimizer = Muon(muon_groups(net, adam=True))
+    net(torch.ones(2, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    next(state["exp_avg_sq"] for state in saved["state"].values() if "exp_avg_sq" in state).sub_(1e9)
+    with pytest.raises(ValueError, match="holds squares below 0"):
+        require_optimizer_state(saved, optimizer, "optimizer", same_torch=True)
+
+
 def test_kernel_moves_by_an_orthogonal_matrix_from_its_kept_norm() -> None:
     kernel = nn.Parameter(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(2)))
     kernel.grad = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(3))
@@ -121,6 +148,7 @@ def test_state_survives_a_checkpoint(adam: bool) -> None:
     first, second = (Muon(muon_groups(net, adam=adam)) for net in nets)
     nets[0](torch.ones(2, 3, 8, 8)).sum().backward()
     first.step()
+    require_optimizer_state(first.state_dict(), second, "optimizer", same_torch=True)
     second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch shares the tensors otherwise
     nets[1].load_state_dict(nets[0].state_dict())
     for net, optimizer in zip(nets, (first, second), strict=True):

@@ -73,6 +73,7 @@ class DiffusionTask(Task):
         self._checked = False
 
     def updates(self, batch: Batch) -> Iterator[Update]:
+        """Yield the mean loss of a batch, at steps and noise drawn for each image."""
         images, labels = self._checked_batch(batch)
         t = draw_steps(self.schedule, len(images), self.log_snr, images.device)
         noise = torch.randn_like(images)
