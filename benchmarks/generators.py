@@ -1,11 +1,11 @@
 """How good are the images of the diffusion model, of the GANs, and of a peer that was given the same minutes?
 
-    CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/generators.py --classifier runs/<resnet18>/last.pt
+    CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/generators.py --classifier runs/<speedrun>/last.pt
 
 Trains the DDPM by examples/train_ddpm.py, a model of denoising-diffusion-pytorch of like size (class-conditional, its
 own noise schedule, loss and samplers) through the same loop for as long as the DDPM took, and DCGAN in two recipes with
 short runs of three seeds that look for collapse. Of the peer's widths and memory layouts the fastest is taken. Each is
-scored on features of a ResNet-18 of examples/train_classifier.py against images of the training set, beside the floor:
+scored on features of a SpeedNet of examples/speedrun.py against images of the training set, beside the floor:
 other training images against these. A classifier trained only on generated images is scored on real test images. No
 guidance anywhere, class-balanced samples. What decides against the peer are equal samplers at equal steps.
 
@@ -39,14 +39,14 @@ from report import DATA, arguments, destination
 from torch import Tensor, nn
 
 import cifarkit
-from cifarkit import data, generation, models, plots, training, transforms
+from cifarkit import data, generation, models, plots, recipes, training, transforms
 from cifarkit.inference import cpu_has_bf16
 from cifarkit.models import Discriminator, Generator
 from cifarkit.training import DifferentiableAugmentation, GANHealth, GANTask
 from cifarkit.training.meters import NonFiniteLossError
 
 WORK = Path("runs/generators.jsonl")
-VERSION = 4  # of the figures and of what the GANs are trained by: rows of another one are not taken over
+VERSION = 5  # of the figures and of what the GANs are trained by: rows of another one are not taken over
 RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 # DPM-Solver++ at 1,000 steps is near DDIM at 1,000, but not the same: it extrapolates from the step before.
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
@@ -54,6 +54,7 @@ THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
 JUDGED["ddpm-guided"], GUIDANCE = JUDGED["ddpm"], 0.5
 CLASSIFIER_IMAGES = 20_000
+FEATURES_OF = "8-minutes"  # the speed recipe of the classifier whose features are compared
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
 
 
@@ -237,17 +238,19 @@ class Study:
 
     @functools.cached_property
     def judge_of_features(self) -> tuple[nn.Module, transforms.Normalize, str]:
-        normalize = transforms.Normalize(*self.everything.split(0.9, 0.1)[0].mean_std())
+        normalize = transforms.Normalize(*self.everything.mean_std())
         if not self.args.classifier:
             cifarkit.seed_everything(0)
             recipe = shared.classifier_recipe(tiny=True)
             task = recipe.task(self.train_set)
             recipe.trainer(progress=False).fit(task, recipe.loader(self.train_set))
             return task.model, normalize, "a tiny SpeedNet"
-        network = cifarkit.load_weights(models.resnet18(self.num_classes), self.args.classifier)
+        recipe = recipes.SPEEDRUN[FEATURES_OF]
+        network: nn.Module = models.SpeedNet(self.num_classes, widths=recipe.widths, depth=recipe.depth)
+        cifarkit.load_weights(network, self.args.classifier)
         right = cifarkit.predict(network, normalize(self.test_set.images)).argmax(1) == self.test_set.labels
-        said = f"ResNet-18 in {'bf16' if cpu_has_bf16() else 'fp32'}, {100 * right.float().mean():.1f} % on test images"
-        return network, normalize, said
+        precision, accuracy = "bf16" if cpu_has_bf16() else "fp32", 100 * right.float().mean()
+        return network, normalize, f"SpeedNet of {FEATURES_OF} in {precision}, {accuracy:.1f} % on test images"
 
     def features(self, images: Tensor) -> Tensor:
         network, normalize, _ = self.judge_of_features
@@ -286,7 +289,15 @@ class Study:
         figures = found.as_dict() | {"images": count, "sampling_seconds": seconds}
         figures["frechet_few"] = generation.frechet_distance(on_real, self.features(few.images))
         figures["floor_few"] = generation.frechet_distance(on_real, on_others[: self.args.few])
+        if name != "test" and (sampler, steps) == JUDGED.get(name, ("-", 1)):
+            figures |= self.look_for_copies(made, picture.with_name(f"{picture.stem}-copies.png"))
         return figures | {"seen_as_labelled": right.float().mean().item(), "picture": str(picture)}
+
+    def look_for_copies(self, made: data.ImageDataset, picture: Path) -> dict[str, Any]:
+        """Say how near images are to those trained on, and draw the nearest beside theirs."""
+        check = generation.check_copies(self.train_set.images, made.images, self.test_set.images, mirror=True)
+        plots.nearest_pairs(made.images, self.train_set.images, *check.copies, path=picture)
+        return {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(picture)}
 
     def judge(self, name: str) -> dict[str, Any]:
         """Train the small classifier on generated images alone; "real" is on as many real ones."""
@@ -387,13 +398,15 @@ def publish(study: Study, path: Path | None) -> None:
         kind, generator, *walk = name.split("/")
         if kind == "score" and walk == [str(part) for part in JUDGED.get(generator, ("-", 1))]:
             shutil.copyfile(item["picture"], DATA.parent / "images" / f"generators-{generator}.png")
+            if "pairs" in item:
+                shutil.copyfile(item["pairs"], DATA.parent / "images" / f"generators-{generator}-copies.png")
 
 
 def parse() -> argparse.Namespace:
     """Read the flags, and fill in what depends on others."""
     parser = arguments(__doc__, "generators")
     flag = parser.add_argument
-    flag("--classifier", type=Path, help="checkpoint of a ResNet-18 of examples/train_classifier.py, for features")
+    flag("--classifier", type=Path, help=f"checkpoint of examples/speedrun.py --recipe {FEATURES_OF}, for features")
     flag("--ddpm", type=Path, help="last.pt of a run of examples/train_ddpm.py of at most --minutes, not to train one")
     flag("--minutes", type=float, default=120.0, help="of the DDPM; the peer gets what it took")
     flag("--gan-minutes", type=float, default=45.0, help="of each DCGAN")

@@ -138,7 +138,7 @@ def train(
 ) -> dict[str, Any]:
     """Choose and train the peer for as many seconds as the DDPM took; return the row."""
     flip = transforms.RandomHorizontalFlip()
-    loader = data.Loader(train_set, 16 if tiny else 128, shuffle=True, seed=0, transform=flip)
+    loader = data.Loader(train_set, 16 if tiny else 64, shuffle=True, seed=0, transform=flip)
     choice, timed = choose(shapes, objective, rate, loader, train_set.num_classes, folder)
     task = make_task(choice, train_set.num_classes, rate)
     # It has neither validation nor grids, so nearly all of the DDPM's time can go to updates.

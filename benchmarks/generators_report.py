@@ -32,6 +32,9 @@ def summarize(found: list[dict[str, Any]], settings: dict[str, Any]) -> Report:
     if lines:
         columns = ["images of", "images", "accuracy on all real test images"]
         report.tables.append(Table("A small classifier trained on these images alone, seed 0", columns, lines))
+    copies = [[name.partition("/")[2], item["copies"]] for name, item in rows.items() if "copies" in item]
+    if copies:
+        report.tables.append(Table("Are there copies of training images?", ["generator", "nearest ones"], copies))
     if failed:
         report.figures["failed"] = failed
         report.tables.append(Table("Rows that failed", ["row", "error"], [[*item] for item in failed.items()]))

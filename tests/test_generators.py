@@ -1,6 +1,7 @@
 """The benchmarks of generators: their work files, what a stop or a failing row does to them, and what decides."""
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -13,6 +14,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+import cifarkit
+from cifarkit.training.archive import write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmarks lock files as POSIX systems do")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -202,3 +207,27 @@ def test_collapse_is_also_that_of_a_class_and_of_lost_weights(
 ) -> None:
     item = {"diversity": diversity, "collapsed_classes": classes, "lost": lost}
     assert load("generators_report").collapse_of(item) == words
+
+
+@pytest.mark.parametrize("average", [None, "ema"])
+def test_kept_weights_are_those_of_the_run_in_bf16(tmp_path: Path, load: Any, average: str | None) -> None:
+    recipe = cifarkit.recipes.TINY
+    images = cifarkit.data.shapes(100)
+    task = dataclasses.replace(recipe, keep=0.5).task(images)
+    callbacks = [cifarkit.training.ExponentialMovingAverage(0.9), cifarkit.ModelCheckpoint(tmp_path)]
+    recipe.trainer(max_epochs=1, progress=False, callbacks=callbacks).fit(task, recipe.loader(images))
+    run, small = cifarkit.load_checkpoint(tmp_path / "last.pt"), tmp_path / "small.pt"
+    write_checkpoint(load("keep_weights").keep(run, average), small)
+    whole, kept = (
+        cifarkit.load_weights(cifarkit.models.SpeedNet(10, widths=recipe.widths), path, average=average).state_dict()
+        for path in (tmp_path / "last.pt", small)
+    )
+    for name, tensor in whole.items():
+        torch.testing.assert_close(kept[name], tensor, rtol=2**-8, atol=0)
+    assert load("generators_shared").read_end(small)["updates"] == run["run"]["step"]
+    assert small.stat().st_size < (tmp_path / "last.pt").stat().st_size / 3
+
+
+def test_an_average_that_is_not_there_is_named(load: Any) -> None:
+    with pytest.raises(SystemExit, match="--average swa"):
+        load("keep_weights").keep({"format_version": 1, "run": {}, "config": {}, "callbacks": []}, "swa")
