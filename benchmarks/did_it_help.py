@@ -94,7 +94,7 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
 
 def folder_of(work: Path, study: dict[str, Any]) -> Path:
     """Name the folder of the generator, which stays whatever classifiers are trained on what it makes."""
-    known = {name: study[name] for name in ("version", "data", "tiny", "per_class", "minutes", "ddpm", "recipe")}
+    known = {name: study[name] for name in ("data", "tiny", "per_class", "minutes", "ddpm", "recipe")}
     return work.with_suffix("") / hashlib.sha256(repr(known).encode()).hexdigest()[:8]
 
 
@@ -198,8 +198,9 @@ def verdict_of(differences: Sequence[dict[str, Any]], study: dict[str, Any]) -> 
         if tuple(item["pair"]) == DECISIVE:
             said = {"helps": "help", "hurts": "hurt"}.get(item["verdict"], "make no clear difference")
             amount = f"{100 * item['mean']:+.2f} points ({100 * item['low']:+.2f} to {100 * item['high']:+.2f})"
-            many = f"{study['per_class']:,} real images a class"
-            return f"With {many}, generated images beside classical augmentation {said}: {amount}, {item['over']}."
+            many = f"{study['per_class']:,} real images a class of {study['data']}"
+            whose = "images of one generator, beside classical augmentation,"
+            return f"With {many}, {whose} {said}: {amount}, {item['over']}."
     return ""
 
 

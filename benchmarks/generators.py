@@ -7,7 +7,8 @@ own noise schedule, loss and samplers) through the same loop for as long as the 
 short runs of three seeds that look for collapse. Of the peer's widths and memory layouts the fastest is taken. Each is
 scored on features of a SpeedNet of examples/speedrun.py against images of the training set, beside the floor:
 other training images against these. A classifier trained only on generated images is scored on real test images. No
-guidance anywhere, class-balanced samples. What decides against the peer are equal samplers at equal steps.
+guidance but in the rows of "ddpm-guided", class-balanced samples. What decides against the peer are equal samplers at
+equal steps.
 
 Every row is a line of the work file, so a stopped study goes on with the same flags; a training goes on from its last
 checkpoint, an export from its last image. A row that fails is noted and tried again the next time. The JSON is
@@ -46,7 +47,7 @@ from cifarkit.training import DifferentiableAugmentation, GANHealth, GANTask
 from cifarkit.training.meters import NonFiniteLossError
 
 WORK = Path("runs/generators.jsonl")
-VERSION = 5  # of the figures and of what the GANs are trained by: rows of another one are not taken over
+TRAININGS, SCORES = 4, 5  # versions of what generators are trained and scored by: rows of others are not taken over
 RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 # DPM-Solver++ at 1,000 steps is near DDIM at 1,000, but not the same: it extrapolates from the step before.
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
@@ -93,7 +94,7 @@ class Study:
         self.name, self.everything, self.test_set = shared.load_sets(args.tiny)
         self.train_set = self.everything.split(0.98, 0.02)[0]  # what examples/train_ddpm.py trains on, for all alike
         self.classes, self.num_classes = self.train_set.classes, self.train_set.num_classes
-        self.base = {"version": VERSION, "data": self.name, "tiny": args.tiny}
+        self.base = {"version": TRAININGS, "data": self.name, "tiny": args.tiny}
         given = shared.file_hash(args.ddpm) if args.ddpm else None
         ddpm = self.base | {"minutes": args.minutes, "ddpm": given} | ({} if given else shared.ddpm_recipe())
         peers = {name: getattr(args, name) for name in ("peer_shapes", "peer_objective", "peer_rate")}
@@ -104,6 +105,7 @@ class Study:
             "collapse": self.base | {"short_minutes": args.short_minutes},
         }
         self.scored = {name: getattr(args, name) for name in ("samples", "few", "real")}
+        self.scored |= {"scores": SCORES, "guidance_of_ddpm_guided": GUIDANCE}
         self.scored |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
         self.scored["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
         everything = [*self.trained.values(), self.scored]
@@ -226,12 +228,13 @@ class Study:
         folders = folder.iterdir() if folder.exists() else ()
         held = max((len([*part.glob("*.png")]) for part in folders if part.is_dir()), default=0)
         started, weights = time.monotonic(), shared.file_hash(self.weights(name))
+        guided = {"guidance": GUIDANCE} if name == "ddpm-guided" else {}
         made = generation.generate_dataset(
             self.sample(name, sampler, steps),
             classes=self.classes,
             per_class=max(count // self.num_classes, held),  # an export can grow, but never shrinks
             folder=folder,
-            about={"generator": name, "sampler": sampler, "steps": steps, "weights": weights},
+            about={"generator": name, "sampler": sampler, "steps": steps, "weights": weights} | guided,
         )
         seconds = None if held else time.monotonic() - started
         return first_of_each_class(made, count), seconds
@@ -269,6 +272,7 @@ class Study:
         made, seconds = self.images(name, sampler, steps, count)
         few = first_of_each_class(made, self.args.few)
         (on_real, real_labels), (on_others, other_labels) = self.real
+        floor, least = (first_indices(other_labels, most) for most in (count, self.args.few))
         found = generation.score(
             on_real,
             self.features(made.images),
@@ -276,8 +280,8 @@ class Study:
             split=f"a random choice of those of {self.name} that the generators were trained on",
             labels=(real_labels, made.labels),
             classes=self.classes,
-            other_real=on_others[:count],
-            other_labels=other_labels[:count],
+            other_real=on_others[floor],
+            other_labels=other_labels[floor],
         )
         network, normalize, _ = self.judge_of_features
         right = cifarkit.predict(network, normalize(made.images)).argmax(1) == made.labels
@@ -288,7 +292,7 @@ class Study:
         plots.image_grid(shown, columns=len(shown) // self.num_classes, path=picture)
         figures = found.as_dict() | {"images": count, "sampling_seconds": seconds}
         figures["frechet_few"] = generation.frechet_distance(on_real, self.features(few.images))
-        figures["floor_few"] = generation.frechet_distance(on_real, on_others[: self.args.few])
+        figures["floor_few"] = generation.frechet_distance(on_real, on_others[least])
         if name != "test" and (sampler, steps) == JUDGED.get(name, ("-", 1)):
             figures |= self.look_for_copies(made, picture.with_name(f"{picture.stem}-copies.png"))
         return figures | {"seen_as_labelled": right.float().mean().item(), "picture": str(picture)}
@@ -322,9 +326,14 @@ def count_parameters(network: nn.Module) -> int:
 
 def first_of_each_class(images: data.ImageDataset, count: int) -> data.ImageDataset:
     """Return the first of each class, so many in all; each is made from a seed of its own, so the first are as any."""
-    each = count // images.num_classes
-    chosen = [(images.labels == label).nonzero()[:each, 0] for label in range(images.num_classes)]
-    return images.subset(torch.cat(chosen).sort().values)
+    return images.subset(first_indices(images.labels, count))
+
+
+def first_indices(labels: Tensor, count: int) -> Tensor:
+    """Return where the first of each class stand, so many in all, as many of each class."""
+    classes = labels.unique()
+    chosen = [(labels == label).nonzero()[: count // len(classes), 0] for label in classes]
+    return torch.cat(chosen).sort().values
 
 
 def seconds_a_step(study: Study, name: str) -> float:
@@ -417,7 +426,7 @@ def parse() -> argparse.Namespace:
     flag("--classifier-steps", type=int, default=800, help=f"updates of the classifier on {CLASSIFIER_IMAGES:,} images")
     flag("--no-peer", action="store_true", help="go on although the peer is not installed")
     flag("--peer-shapes", nargs="+", default=[*peer.SHAPES], help="widths and multipliers; the fastest is taken")
-    flag("--peer-objective", default="pred_noise", help="pred_noise, its own default, or pred_v, which ours predicts")
+    flag("--peer-objective", default="pred_v", help="pred_v, which ours predicts, or pred_noise, its own default")
     flag("--peer-rate", type=float, default=5e-4, help="of Adam; the DDPM's")
     flag("--rows", nargs="*", metavar="PREFIX", help="only rows that begin so, such as train/ddpm score/ddpm")
     flag("--work", type=Path, help=f"finished rows, beside a folder of the same name; {WORK}, with --tiny nowhere")

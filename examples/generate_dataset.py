@@ -10,6 +10,7 @@ are then looked for, and the score is taken, among the images of rank 0.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -58,9 +59,11 @@ target = "velocity" if args.velocity else "noise"
 if args.weights:
     cifarkit.load_weights(network, args.weights, average=args.average)
     saved = cifarkit.load_checkpoint(args.weights) if args.weights.endswith(".pt") else {}
-    trained = saved.get("config", {}).get("task", {}).get("target", target)  # files of weights alone do not say
-    if trained != target:
-        parser.error(f"{args.weights} was trained to predict {trained}; --velocity says which")
+    trained = saved.get("config", {}).get("task", {})  # files of weights alone do not say
+    if trained.get("target", target) != target:
+        parser.error(f"{args.weights} was trained to predict {trained['target']}; --velocity says which")
+    if trained.get("schedule", repr(schedule)) != repr(schedule):
+        parser.error(f"{args.weights} was trained with {trained['schedule']}; --linear says which")
 elif not args.tiny:
     parser.error("--weights is needed: images of an untrained network are noise")
 judge = args.judge or args.classifier
@@ -84,7 +87,7 @@ made = generation.generate_dataset(sample, classes=classes, keep=keep, about=abo
 if args.rank:
     raise SystemExit
 check = generation.check_copies(train_set.images, made.images, test_set.images[:2_000], mirror=True)
-nearest_pairs(made.images, train_set.images, *check.copies, path=f"{args.folder}-nearest.png")
+nearest_pairs(made.images, train_set.images, *check.copies, path=f"{Path(args.folder)}-nearest.png")
 print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")
 if judge:
     real, fake = (generation.features(nets[judge], part.images, transform=normalize) for part in (test_set, made))

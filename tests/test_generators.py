@@ -137,7 +137,7 @@ def test_another_way_to_score_trains_nothing_anew(
     for row in ("train/ddpm", "score/ddpm/ddim/20"):
         shared.append(work, {"row": row, "study": study.settings_of(row)})
     shared.append(work, {"row": "train/dcgan-plain", "study": study.settings_of("train/dcgan-plain")})
-    others = {"scored": {"classifier_steps": 7}, "trained": {"minutes": 7.0}, "peer": {"peer_objective": "pred_v"}}
+    others = {"scored": {"classifier_steps": 7}, "trained": {"minutes": 7.0}, "peer": {"peer_objective": "pred_noise"}}
     others = {name: generators.Study(argparse.Namespace(**vars(args) | more), work) for name, more in others.items()}
     every = ["train/ddpm", "score/ddpm/ddim/20", "train/dcgan-plain"]
     assert [row["row"] for row in study.rows()] == [row["row"] for row in others["peer"].rows()] == every
@@ -231,3 +231,8 @@ def test_kept_weights_are_those_of_the_run_in_bf16(tmp_path: Path, load: Any, av
 def test_an_average_that_is_not_there_is_named(load: Any) -> None:
     with pytest.raises(SystemExit, match="--average swa"):
         load("keep_weights").keep({"format_version": 1, "run": {}, "config": {}, "callbacks": []}, "swa")
+
+
+def test_the_first_of_each_class_are_as_many(load: Any) -> None:
+    labels = torch.tensor([0, 0, 1, 0, 1, 1, 2, 2])
+    assert load("generators").first_indices(labels, 6).tolist() == [0, 1, 2, 4, 6, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -32,6 +33,12 @@ def to_pixels(images: Any, count: int) -> Tensor:
     if (images.abs() > _OVERSHOOT).float().mean() > _FEW:
         low, high = (value.item() for value in images.aminmax())
         raise ValueError(f"sample gives values from {low:.3g} to {high:.3g}; it must return images in [-1, 1]")
+    if images.min() >= 0 and images.max() > 0:  # said without figures, so that Python shows it once
+        warnings.warn(
+            "sample gives a batch without a negative value, as if in [0, 1]; it must return images in [-1, 1], such as "
+            "images * 2 - 1",
+            stacklevel=2,
+        )
     pixels: Tensor = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels
 

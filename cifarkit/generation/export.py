@@ -46,7 +46,8 @@ def generate_dataset(
     """Make the same number of images of every class, as folder/<class>/NNNNNN.png and a manifest.jsonl.
 
     Called again after a kill it makes what is missing or damaged, byte for byte as if nothing had happened; nothing
-    else in the folder is touched.
+    else in the folder is touched. A folder that is complete is only read, whatever ``sample`` would make now; with
+    :func:`weights_hash` in ``about`` it is refused if the network is another.
 
     Args:
         sample: (labels int64 (B,), generator) -> images (B, 1 or 3, H, W), float in [-1, 1]; see SampleGenerators.
@@ -125,6 +126,9 @@ class _Export:
             if record != expected:
                 raise ValueError(f"{shown(self.path(place))} is of another export; move it elsewhere")
             self.lines[place], self.attempts[place] = line, record["attempt"]
+            label = place % len(self.classes)
+            self.tried[label] += record["attempt"] + 1  # as if made now: max_attempts is of all together
+            self.kept[label] += 1
 
     def record(self, place: int, attempt: int, scores: Mapping[str, float] | None) -> dict[str, Any]:
         """Return a line of the manifest as a dict."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,7 +75,10 @@ class KeepNew:
 
 
 class KeepAll:
-    """A filter that keeps what all of its filters keep."""
+    """A filter that keeps what all of its filters keep.
+
+    Scores of the same name, as of two classifiers, get numbers: "confidence" and "confidence_2".
+    """
 
     def __init__(self, *keeps: Keep) -> None:
         self.keeps = [check_callable("keeps", keep, "give filters, such as KeepNew(...)") for keep in keeps]
@@ -85,5 +89,12 @@ class KeepAll:
         for keep in self.keeps:
             verdict: Any = keep(images, labels)
             own, more = verdict if isinstance(verdict, tuple) else (verdict, {})
-            passed, scores = passed & torch.as_tensor(own), scores | dict(more)
+            passed = passed & torch.as_tensor(own)
+            for name, each in more.items():
+                scores[_free_name(name, scores)] = each
         return passed, scores
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(each for each in names if each not in taken)

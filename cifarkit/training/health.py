@@ -37,7 +37,7 @@ class GANHealth(Callback):
     When weights, or buffers such as BatchNorm's, are no longer finite, networks and optimizers go back to the end of
     the last epoch (or to where the run was resumed), and training goes on, with other random numbers. No other
     callback touches the weights, and this one only where they are lost anyway. Looking for it waits for a GPU in each
-    update.
+    update. Gradients that overflow fp16 at every scale leave the weights as they are, and end the run.
 
     Args:
         samples: real and generated images to compare.

@@ -291,6 +291,26 @@ def test_a_rejected_image_is_replaced_in_its_place(tmp_path: Path) -> None:
     assert [line["attempt"] == 0 for line in manifest(tmp_path / "filtered")] == passed.tolist()
 
 
+def test_what_stands_there_counts_for_the_hope_of_a_filter(tmp_path: Path) -> None:
+    def keep(images: Tensor, labels: Tensor) -> Tensor:
+        return images.mean((1, 2, 3)) > 0.04  # three in ten
+
+    options: dict[str, Any] = {"keep": keep, "classes": ("cat",), "per_class": 8}
+    export(tmp_path / "whole", **options)
+    last = max(manifest(tmp_path / "whole"), key=lambda line: line["attempt"])
+    most = last["attempt"] - 2  # enough on average, and too few for the last one alone
+    for _ in range(2):
+        export(tmp_path / "resumed", **options, max_attempts=most)
+        (tmp_path / "resumed" / last["file"]).unlink()
+    export(tmp_path / "resumed", **options, max_attempts=most)
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
+
+
+def test_images_without_a_negative_value_are_doubted(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"as if in \[0, 1\]; it must return images in \[-1, 1\]"):
+        export(tmp_path, sample=lambda labels, generator: draw(labels, generator).abs())
+
+
 def test_a_hopeless_filter_ends_with_words(tmp_path: Path) -> None:
     def no_dogs(images: Tensor, labels: Tensor) -> Tensor:
         return labels != 1

@@ -60,6 +60,8 @@ def test_all_filters_must_agree_and_every_score_is_told(tmp_path: Path) -> None:
     kept, scores = keep(grey(0.2, 0.9, 0.9), torch.tensor([1, 1, 0]))
     assert kept.tolist() == [False, True, False]
     assert list(scores) == ["confidence", "distance"]
+    twice = KeepAll(*(KeepConfident(Brightness(), unchanged, low=low) for low in (0.5, 0.6, 0.7)))
+    assert list(twice(grey(0.9), torch.tensor([1]))[1]) == ["confidence", "confidence_2", "confidence_3"]
 
 
 def test_filters_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
