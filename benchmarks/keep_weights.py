@@ -1,6 +1,6 @@
 """Keep of a run's checkpoint what others need of it: one network in bf16, the configuration, and how long it took.
 
-    python benchmarks/keep_weights.py runs/<run>/last.pt benchmarks/weights/ddpm.pt --average ema
+    python benchmarks/keep_weights.py runs/<run>/last.pt ddpm.pt --average ema
 
 The file is a sixth of the checkpoint, or less, and ``cifarkit.load_weights`` reads it as it read that; a training
 cannot go on from it. A network that runs in bf16 multiplies by weights in bf16 in any case.
