@@ -22,7 +22,7 @@ def keep(checkpoint: dict[str, Any], average: str | None) -> dict[str, Any]:
     """Return the smaller checkpoint, with the averaged weights of that name or else those of the last update.
 
     Raises:
-        SystemExit: if there is no such average.
+        SystemExit: if there is no such average, or no network.
     """
     kept = {name: checkpoint[name] for name in ("format_version", "run", "config")}
     if average is None:
@@ -37,6 +37,8 @@ def keep(checkpoint: dict[str, Any], average: str | None) -> dict[str, Any]:
 def shrink(tensors: dict[str, Any]) -> dict[str, Any]:
     """Turn fp32 tensors of the network called "model", which a choosing task has beside its proxy, into bf16."""
     chosen = {name: item for name, item in tensors.items() if name.startswith("model.")}
+    if not chosen:
+        raise SystemExit("the checkpoint holds no network called model; if only its average was kept, say --average ema")
     return {name: item.bfloat16() if item.dtype == torch.float32 else item for name, item in chosen.items()}
 
 

@@ -231,6 +231,8 @@ def test_kept_weights_are_those_of_the_run_in_bf16(tmp_path: Path, load: Any, av
 def test_an_average_that_is_not_there_is_named(load: Any) -> None:
     with pytest.raises(SystemExit, match="--average swa"):
         load("keep_weights").keep({"format_version": 1, "run": {}, "config": {}, "callbacks": []}, "swa")
+    with pytest.raises(SystemExit, match="say --average ema"):
+        load("keep_weights").keep({"format_version": 1, "run": {}, "config": {}, "task": {}}, None)
 
 
 def test_the_first_of_each_class_are_as_many(load: Any) -> None:
