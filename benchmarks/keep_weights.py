@@ -38,7 +38,7 @@ def shrink(tensors: dict[str, Any]) -> dict[str, Any]:
     """Turn fp32 tensors of the network called "model", which a choosing task has beside its proxy, into bf16."""
     chosen = {name: item for name, item in tensors.items() if name.startswith("model.")}
     if not chosen:
-        raise SystemExit("the checkpoint holds no network called model; if only its average was kept, say --average ema")
+        raise SystemExit("there is no network called model; if only its average was kept, say --average ema")
     return {name: item.bfloat16() if item.dtype == torch.float32 else item for name, item in chosen.items()}
 
 
