@@ -1,6 +1,6 @@
 """How good are the images of the diffusion model, of the GANs, and of a peer that was given the same minutes?
 
-    CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/generators.py --classifier runs/<speedrun>/last.pt
+    CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/generators.py --classifier runs/judge/last.pt
 
 Trains the DDPM by examples/train_ddpm.py, a model of denoising-diffusion-pytorch of like size (class-conditional, its
 own noise schedule, loss and samplers) through the same loop for as long as the DDPM took, and DCGAN in two recipes with
@@ -53,7 +53,7 @@ RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
 THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
-JUDGED["ddpm-guided"], GUIDANCE = JUDGED["ddpm"], 0.5
+JUDGED["ddpm-guided"], GUIDANCE = JUDGED["ddpm"], 1.0
 CLASSIFIER_IMAGES = 20_000
 FEATURES_OF = "8-minutes"  # the speed recipe of the classifier whose features are compared
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]

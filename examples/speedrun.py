@@ -3,7 +3,8 @@
     python examples/speedrun.py --data cifar10 --root data --download --recipe 4-minutes --test
 
 Before it starts it times a few updates and says how long the run will take on this machine. Accuracies that were
-reached stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>.
+reached stand in docs/results.md. A stopped or killed run goes on with the same flags and --resume <its folder>; one
+whose --folder is named goes on whenever the same command is given again.
 """
 
 import argparse
@@ -22,7 +23,8 @@ flag("--recipe", default="4-minutes", choices=list(recipes.SPEEDRUN), help="by t
 flag("--seed", type=int, default=0)
 flag("--val", type=float, default=0.0, help="share of the training images to hold out and look at after each epoch")
 flag("--test", metavar="FILE", nargs="?", const="", help="look at the test images, once, at the end")
-flag("--resume", metavar="FOLDER")
+flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
+flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must hold a run")
 flag("--estimate", action="store_true", help="only say how long it would take")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
@@ -53,9 +55,9 @@ seconds = training.estimate_seconds(recipe.trainer(), task, loader, steps=2 if a
 print(f"about {seconds:.0f} s of training on this machine, {len(train_set):,} images, {recipe.epochs} epochs")
 if args.estimate:
     raise SystemExit
-folder = Path(args.resume) if args.resume else cifarkit.run_folder(f"{Path(args.data).stem}-speedrun")
+folder = Path(args.resume or args.folder or cifarkit.run_folder(f"{Path(args.data).stem}-speedrun"))
 trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
-run = trainer.fit(task, loader, val_loader, resume=args.resume)
+run = trainer.fit(task, loader, val_loader, resume=args.resume or "auto")
 print(f"trained in {run.seconds:.0f} s; weights in {folder}")
 if args.test is not None:
     test_set = load(args.test or args.data, train=False)
