@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -128,6 +130,17 @@ def check_device(device: Any) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={str(device)!r}: PyTorch finds {torch.cuda.device_count()} here, numbered from 0")
     return chosen
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return the path.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a path, such as 'runs/first'")
+    return Path(value)
 
 
 def check_items(name: str, items: Any, kind: type[Item]) -> list[Item]:

@@ -70,10 +70,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of :func:`atomic_file` whose process was killed while it wrote."""
+def remove_abandoned(folder: Path, names: str = ".+") -> None:
+    """Remove the temporary files of :func:`atomic_file` whose process was killed while it wrote.
+
+    Args:
+        names: regular expression of the files that were written; others are left.
+    """
     for temporary in folder.glob(".*.tmp"):
-        found = re.search(r"\.(\d+)-[0-9a-f]{8}\.tmp$", temporary.name)
+        found = re.fullmatch(rf"\.(?:{names})\.(\d+)-[0-9a-f]{{8}}\.tmp", temporary.name)
         is_folder = temporary.is_dir() and not temporary.is_symlink()
         if found and not is_folder and not _is_running(int(found[1])):
             temporary.unlink(missing_ok=True)

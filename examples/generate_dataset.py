@@ -1,12 +1,13 @@
 """Fill a folder with generated images, the same number of each class; kill it and start it again as you like.
 
-    python examples/generate_dataset.py --weights runs/<run>/last.pt --average ema --per-class 5000 --folder generated
+    python examples/generate_dataset.py --data cifar10 --root data --patch 2 --velocity --per-class 5000 \\
+        --weights runs/ddpm-2-hours/last.pt --average ema --folder generated
 
-Flags of the network must be those it was trained with; --steps is of DPM-Solver++. With --classifier (weights of a
-SpeedNet, see speedrun.py) only images that it takes for what they are to show are kept. --judge names another one,
-whose features give the score that is printed; a filter that judges its own choice flatters it. Several processes share
-a folder and the work: those that torchrun starts, or any by --rank 0 --world-size 2 and --rank 1 --world-size 2. Copies
-are then looked for, and the score is taken, among the images of rank 0.
+Flags of the data and of the network must be those it was trained with; --steps is of DPM-Solver++. With --classifier
+(weights of a SpeedNet, see speedrun.py) only images that it takes for what they are to show are kept. --judge names
+another one, whose features give the score that is printed; a filter that judges its own choice flatters it. Several
+processes share a folder and the work: those that torchrun starts, or any by --rank 0 --world-size 2 and --rank 1
+--world-size 2. Copies are then looked for, and the score is taken, among the images of rank 0.
 """
 
 import argparse
@@ -53,7 +54,7 @@ else:
 classes, normalize = train_set.classes, transforms.Normalize(*train_set.mean_std())
 device = choose_device(distributed.own_device("auto"))  # a GPU if there is one, for each process its own
 shape = {name: getattr(args, name) for name in ("base_channels", "multipliers", "patch")}
-network = models.UNet(num_classes=len(classes), **shape).to(device)
+network = models.UNet(num_classes=len(classes), channels=train_set.image_shape[0], **shape).to(device)
 schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
 target = "velocity" if args.velocity else "noise"
 if args.weights:
@@ -64,6 +65,9 @@ if args.weights:
         parser.error(f"{args.weights} was trained to predict {trained['target']}; --velocity says which")
     if trained.get("schedule", repr(schedule)) != repr(schedule):
         parser.error(f"{args.weights} was trained with {trained['schedule']}; --linear says which")
+    learnt = saved.get("config", {}).get("loader", {}).get("dataset", repr(train_set)).partition("classes: ")[2]
+    if learnt != repr(train_set).partition("classes: ")[2]:
+        parser.error(f"{args.weights} was trained on other classes: {learnt.rstrip(')')}; --data says on which images")
 elif not args.tiny:
     parser.error("--weights is needed: images of an untrained network are noise")
 judge = args.judge or args.classifier

@@ -53,6 +53,7 @@ loader = data.Loader(train_set, args.batch_size // part["world_size"], shuffle=T
 
 strong, classes = args.recipe == "strong", train_set.num_classes
 shape = {"base_channels": args.base_channels, "num_classes": classes, "image_size": train_set.image_shape[1]}
+shape["channels"] = train_set.image_shape[0]
 generator = Generator(**shape)
 discriminator = Discriminator(**shape, spectral_norm=strong)
 adam = [torch.optim.Adam(network.parameters(), args.lr, betas=(0.5, 0.999)) for network in (generator, discriminator)]

@@ -61,7 +61,7 @@ loader = data.Loader(train_set, args.batch_size // part["world_size"], shuffle=T
 val_loader = data.Loader(val_set, 500, transform=signed, **part)
 
 shape = {name: getattr(args, name) for name in ("base_channels", "multipliers", "patch", "dropout")}
-model = UNet(num_classes=train_set.num_classes, **shape)
+model = UNet(num_classes=train_set.num_classes, channels=train_set.image_shape[0], **shape)
 schedule = diffusion.NoiseSchedule.linear() if args.linear else diffusion.NoiseSchedule.cosine()
 optimizer, target = torch.optim.Adam(model.parameters(), args.lr), "velocity" if args.velocity else "noise"
 if args.muon:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.diffusion.schedule import NoiseSchedule
-from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.inference import device_of, dtype_of, evaluation_mode, inference_autocast
 from cifarkit.labels import check_labels
 from cifarkit.layout import EitherLayout
 
@@ -29,7 +30,7 @@ def as_denoiser(
     """Make a network a denoiser: evaluation mode, fast layout and precision, guidance, velocity turned into noise.
 
     The network is used as it is, not copied; only the layout of its weights becomes channels_last, if it can. What it
-    is asked about may be on another device: it is moved to the network's, and the answer comes back.
+    is asked about may be on another device or more exact: it is brought to the network's, and the answer comes back.
 
     Args:
         model: (x, t), or (x, t, labels) if conditional; then its attribute ``num_classes`` is K, and label K "none".
@@ -47,11 +48,12 @@ def as_denoiser(
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps x and t to {target}")
     guidance = check_number("guidance", guidance, 0)
     check_target(target)
-    if target == "velocity" and not isinstance(schedule, NoiseSchedule):
-        raise ValueError(f"target='velocity' needs the NoiseSchedule of the training; got schedule={schedule!r}")
+    if not isinstance(schedule, NoiseSchedule) and (target == "velocity" or schedule is not None):
+        raise ValueError(f"target={target!r} needs the NoiseSchedule of the training; got schedule={schedule!r}")
     num_classes = count_classes(model)
     if labels is not None:
-        check_labels(labels, torch.as_tensor(labels).numel(), num_classes, null=True)
+        count = labels.numel() if isinstance(labels, Tensor) else len(labels) if isinstance(labels, Sized) else 1
+        check_labels(labels, count, num_classes, null=True)
     if guidance and labels is None:
         raise ValueError(f"guidance={guidance} needs labels: it moves images towards the class they are to show")
     if guidance and num_classes is None:
@@ -82,7 +84,7 @@ class NetworkDenoiser:
         if self.labels is not None and len(self.labels) != len(x):
             raise ValueError(f"labels are of {len(self.labels)} images, but x holds {len(x)}")
         home = device_of(self.model, x.device)
-        images, at = x.to(home), t.to(home)
+        images, at = x.to(home, dtype_of(self.model, x.dtype)), t.to(home)
         with nullcontext() if self._ready else self._mode():
             predicted = self._guided(images, at) if self.guidance else self._predict(images, at, self.labels)
         predicted = predicted.to(x.device, x.dtype)
@@ -109,20 +111,28 @@ class NetworkDenoiser:
                 torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        answer = self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device))
-        predicted = answer if isinstance(answer, Tensor) else getattr(answer, "sample", None)
-        if not isinstance(predicted, Tensor):
-            kind = type(answer).__name__
-            raise TypeError(f"model returns a {kind}; it must return a tensor like x, or an object with one as sample")
-        return predicted
+        return sample_of(self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device)))
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
         assert self.labels is not None
         assert self.num_classes is not None
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.num_classes)])
-        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), labels).to(x.dtype)
-        with_label, without = both.chunk(2)
+        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), labels)
+        with_label, without = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2)
         return with_label + self.guidance * (with_label - without)
+
+
+def sample_of(answer: Any) -> Tensor:
+    """Return the tensor that a network answers with, bare or as ``sample``, as the networks of diffusers do.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    predicted = answer if isinstance(answer, Tensor) else getattr(answer, "sample", None)
+    if not isinstance(predicted, Tensor):
+        kind = type(answer).__name__
+        raise TypeError(f"model returns a {kind}; it must return a tensor like x, or an object with one as sample")
+    return predicted
 
 
 def count_classes(model: nn.Module) -> int | None:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def sample_ddpm(
             spread = 1 - schedule.alpha_bar[t] / schedule.alpha_bar[after]
         return mean + math.sqrt(spread.item()) * _noise_like(x, generator)
 
-    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move)
+    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move, generator)
 
 
 @torch.no_grad()
@@ -100,7 +101,7 @@ def sample_ddim(
         x = math.sqrt(before) * clean + math.sqrt(max(1 - before - variance, 0)) * estimate
         return x + math.sqrt(variance) * _noise_like(x, generator) if eta else x
 
-    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move)
+    return _walk(denoiser, noise, schedule, _pairs(schedule, steps, spacing), clamp, progress, move, generator)
 
 
 @torch.no_grad()
@@ -156,17 +157,26 @@ def draw_noise(
         TypeError: if generator is neither.
         ValueError: if there are not B generators.
     """
+    check_generators(generator, shape[0])
     if not isinstance(generator, Sequence):  # asked first: a sequence of generators may be a generator as well
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator={generator!r} is neither a torch.Generator nor a list of one for each sample")
         home = device if generator is None else generator.device
         return torch.randn(*shape, generator=generator, dtype=dtype, device=home).to(device)
-    if not all(isinstance(item, torch.Generator) for item in generator):
-        raise TypeError(f"generator={generator!r} is neither a torch.Generator nor a list of one for each sample")
-    if len(generator) != shape[0]:
-        raise ValueError(f"generator holds {len(generator)} for {shape[0]} samples; give one, or one for each sample")
     samples = [torch.randn(*shape[1:], generator=item, dtype=dtype, device=item.device) for item in generator]
     return torch.stack(samples).to(device)
+
+
+def check_generators(generator: Any, count: int) -> None:
+    """Refuse what is neither one generator, nor one for each of so many samples, nor None.
+
+    Raises:
+        TypeError: if it is of another kind.
+        ValueError: if there are not so many.
+    """
+    several = [*generator] if isinstance(generator, Sequence) else [] if generator is None else [generator]
+    if isinstance(generator, str) or not all(isinstance(item, torch.Generator) for item in several):
+        raise TypeError(f"generator={generator!r} is neither a torch.Generator nor a list of one for each sample")
+    if isinstance(generator, Sequence) and (len(several) != count or not several):
+        raise ValueError(f"generator holds {len(several)} for {count} samples; give one, or one for each sample")
 
 
 def _noise_like(x: Tensor, generator: Generators) -> Tensor:
@@ -189,12 +199,14 @@ def _walk(
     clamp: bool,
     progress: bool,
     move: _Move,
+    generator: Generators = None,
 ) -> Tensor:
     """Estimate the image at each step and let ``move`` go on from there; the state is fp32 or better."""
     check_callable("denoiser", denoiser, "give as_denoiser(model), or a function of x and t that predicts the noise")
     if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.dim():
         found = f"{noise.dtype} of shape {tuple(noise.shape)}" if isinstance(noise, Tensor) else type(noise).__name__
         raise TypeError(f"noise must be a float tensor (B, C, H, W); got {found}")
+    check_generators(generator, len(noise))
     x = noise.to(torch.promote_types(noise.dtype, torch.float32))
     session = getattr(denoiser, "session", nullcontext)  # a network may keep what it needs from call to call
     with session():

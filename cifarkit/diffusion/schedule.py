@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -28,11 +29,14 @@ class NoiseSchedule:
         alpha_bar: (T,) float64, on the CPU.
         timesteps: T.
     Raises:
-        ValueError: if alpha_bar is no such table.
+        TypeError, ValueError: if alpha_bar is no such table.
     """
 
     def __init__(self, alpha_bar: Tensor, name: str = "NoiseSchedule(...)") -> None:
-        table = torch.as_tensor(alpha_bar).detach().double().cpu()
+        try:
+            table = torch.as_tensor(alpha_bar).detach().double().cpu()
+        except (TypeError, ValueError, RuntimeError):  # text, None or rows of several lengths
+            raise TypeError(f"alpha_bar is a {type(alpha_bar).__name__}; give a tensor (T,)") from None
         if table.dim() != 1 or not len(table):
             raise ValueError(f"alpha_bar must be (T,), T at least 1; got shape {tuple(table.shape)}")
         # At 0 the noise would say nothing about the image, and the first step of every sampler would divide by it.
@@ -57,12 +61,18 @@ class NoiseSchedule:
         beta_end = check_number("beta_end", beta_end, beta_start, 1, below=True)
         beta = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
         given = "" if (beta_start, beta_end) == (1e-4, 0.02) else f", beta_start={beta_start}, beta_end={beta_end}"
-        schedule = cls((1 - beta).cumprod(0), f"NoiseSchedule.linear({timesteps}{given})")
+        alpha_bar = (1 - beta).cumprod(0)
+        if not alpha_bar[-1]:
+            raise ValueError(
+                f"beta_end={beta_end} is too large for timesteps={timesteps}: nothing is left of the image, not even "
+                f"in float64; give about {min(20 / timesteps, 0.99):.2g}"
+            )
+        schedule = cls(alpha_bar, f"NoiseSchedule.linear({timesteps}{given})")
         left = schedule.alpha_bar[-1].item()
         if left > _MOST_LEFT:
             warnings.warn(
                 f"{schedule!r} still holds {left:.0%} of the image at its last step, but samplers start from pure "
-                f"noise; raise beta_end to about {min(20 / timesteps, 0.999):.2g}, or use NoiseSchedule.cosine",
+                f"noise; raise beta_end to about {min(20 / timesteps, 0.99):.2g}, or use NoiseSchedule.cosine",
                 stacklevel=2,
             )
         return schedule
@@ -183,6 +193,8 @@ class NoiseSchedule:
 def _steps(name: str, t: int | Tensor, images: Tensor) -> int | Tensor:
     """Return one step for all images, or int64 (B,), or raise."""
     if not isinstance(t, Tensor):
+        if isinstance(t, Sequence):
+            raise TypeError(f"{name} is a {type(t).__name__}; give an integer, or an int64 tensor (B,)")
         return check_integer(name, t)
     if t.dtype != torch.int64:
         raise TypeError(f"{name} must be int64; got {t.dtype}")
@@ -218,6 +230,9 @@ def _same_shape(x: Tensor, other: Tensor, name: str) -> Tensor:
     for value, called in ((x, "images"), (other, name)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{called} is a {type(value).__name__}; give a float tensor (B, C, H, W)")
+        if not value.is_floating_point():
+            bounds = ", in [-1, 1]" if called == "images" else ""
+            raise TypeError(f"{called} must be float{bounds}; got {value.dtype}")
     if other.shape != x.shape:
         raise ValueError(f"{name} must have the shape of the images, {tuple(x.shape)}; got {tuple(other.shape)}")
     return x

@@ -11,7 +11,8 @@ from torch import Tensor
 from cifarkit.generation.distances import blocks, squared_distances
 
 _CANDIDATES = 4  # nearest by float32, among which float64 decides
-_SUSPECT = 0.02  # twice the usual share of images nearer than 99 % of others
+_SUSPECT = 0.02  # twice the usual share of images as near as the nearest 1 % of others
+_NEAREST = 0.5  # of the least distance of other real images, below which a single one is suspect
 _FAKES = 2048  # generated images at a time
 
 
@@ -95,8 +96,8 @@ class CopyCheck:
 
     Attributes:
         copies: the nearest training image of each generated one.
-        usual: distances (H,) of other real images to their nearest training image.
-        share: of generated images that are nearer than all but 1 % of the other real images are; 0.01 is usual.
+        usual: distances (H,) of other real images to their nearest training image, without those that are one.
+        share: of generated images that are as near as the nearest 1 % of the other real images; 0.01 is usual.
     """
 
     copies: Copies
@@ -105,11 +106,12 @@ class CopyCheck:
 
     def __str__(self) -> str:
         near, usual = self.copies.distances, self.usual
-        verdict = "no sign of copying" if self.share <= _SUSPECT else "look at the nearest pairs: some may be copies"
+        clear = self.share <= _SUSPECT and near.min() >= _NEAREST * usual.min()
+        verdict = "no sign of copying" if clear else "look at the nearest pairs: some may be copies"
         return (
             f"distance to the nearest training image: generated {near.median():.4g} (median), {near.min():.4g} "
             f"(least); other real images {usual.median():.4g}, {usual.min():.4g}. {self.share:.1%} of {len(near):,} "
-            f"generated images are nearer than 99% of {len(usual):,} other real ones: {verdict}"
+            f"generated images are as near as the nearest 1% of {len(usual):,} other real ones: {verdict}"
         )
 
 
@@ -121,8 +123,12 @@ def check_copies(train: Tensor, fake: Tensor, other_real: Tensor, *, mirror: boo
         mirror: as for :func:`nearest_copies`.
     Raises:
         TypeError, ValueError: as :func:`nearest_copies`.
+        ValueError: if every other real image is a training image.
     """
     copies = nearest_copies(train, fake, mirror=mirror)
     usual = nearest_copies(train, other_real, mirror=mirror).distances
-    share = (copies.distances < usual.quantile(0.01)).double().mean().item()
+    usual = usual[usual > 0]
+    if not len(usual):
+        raise ValueError("other_real holds only training images; give real images that were not trained on")
+    share = (copies.distances <= usual.quantile(0.01)).double().mean().item()
     return CopyCheck(copies, usual, share)

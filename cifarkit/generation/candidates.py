@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from cifarkit.checks import name_kinds
+
 Keep: TypeAlias = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Mapping[str, Tensor]]"]
 
 _OVERSHOOT, _FEW = 1.1, 0.1  # samplers may step over [-1, 1] a little in many pixels or far in a few
@@ -47,19 +49,35 @@ def judge(keep: Keep | None, pixels: Tensor, labels: Tensor) -> tuple[list[bool]
     """Return which images pass, and each one's scores by name, rounded as they are written."""
     if keep is None:
         return [True] * len(labels), {}
-    verdict: Any = keep(from_pixels(pixels), labels)
-    passed, scores = verdict if isinstance(verdict, tuple) and len(verdict) == 2 else (verdict, {})
-    passed = torch.as_tensor(passed)
-    if passed.dtype != torch.bool or passed.shape != labels.shape:
+    passed, scores = read_verdict(keep(from_pixels(pixels), labels), len(labels))
+    return passed.tolist(), {name: [float(f"{x:.6g}") for x in each.tolist()] for name, each in scores.items()}
+
+
+def read_verdict(verdict: Any, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what a filter gives for so many images as bool (B,) and scores (B,) by name, or raise."""
+    passed, scores = verdict, dict[str, Any]()
+    if isinstance(verdict, tuple) and len(verdict) == 2 and isinstance(verdict[1], Mapping):
+        passed, scores = verdict
+    kept, table = _as_tensor(passed), dict[str, Tensor]()
+    if kept is None or kept.dtype != torch.bool or kept.shape != (count,):
+        got = name_kinds(verdict) if kept is None else f"{kept.dtype} of shape {tuple(kept.shape)}"
         raise TypeError(
-            f"keep gives {passed.dtype} of shape {tuple(passed.shape)} for {len(labels)} images; it must return bool "
-            f"({len(labels)},), such as scores > 0.5, or that and {{name: scores}}"
+            f"keep gives {got} for {count} images; it must return bool ({count},), such as scores > 0.5, or that and "
+            "{name: scores}"
         )
-    table = {name: torch.as_tensor(each) for name, each in scores.items()}
-    for name, each in table.items():
-        if each.shape != labels.shape or not each.isfinite().all():
-            raise ValueError(f"keep gives scores {name!r} that are not ({len(labels)},) finite numbers, one an image")
-    return passed.tolist(), {name: [float(f"{x:.6g}") for x in each.tolist()] for name, each in table.items()}
+    for name, values in scores.items():
+        each = _as_tensor(values)
+        if each is None or each.shape != (count,) or not each.isfinite().all():
+            raise ValueError(f"keep gives scores {name!r} that are not ({count},) finite numbers, one an image")
+        table[name] = each
+    return kept, table
+
+
+def _as_tensor(values: Any) -> Tensor | None:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):  # text, None or rows of several lengths
+        return None
 
 
 def describe_keep(keep: Keep | None) -> str | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cifarkit.checks import check_callable, check_integer
+from cifarkit.checks import check_callable, check_integer, check_path
 from cifarkit.data import ImageDataset
 from cifarkit.files import shown, write_atomically
 from cifarkit.generation import folder as files
@@ -70,7 +70,8 @@ def generate_dataset(
     if keep is not None:
         check_callable("keep", keep, "give a function of images and labels that returns bool (B,)")
     settings = {"format": 1, "classes": list(names), "seed": seed, "keep": describe_keep(keep), "about": _plain(about)}
-    export = _Export(sample, keep, Path(folder), settings, check_integer("max_attempts", max_attempts, 1))
+    place, max_attempts = check_path("folder", folder), check_integer("max_attempts", max_attempts, 1)
+    export = _Export(sample, keep, place, settings, max_attempts)
     places, group = range(len(names) * per_class), batch_size * (1 if keep is None else _FILTERED_BATCHES)
     own = [places[start : start + group] for start in range(rank * group, len(places), world_size * group)]
     if not own:
@@ -232,7 +233,13 @@ class _Export:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that change with any weight or buffer of a network, for ``about``."""
+    """Return 16 hexadecimal digits that change with any weight or buffer of a network, for ``about``.
+
+    Raises:
+        TypeError: if model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):

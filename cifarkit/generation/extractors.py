@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cifarkit.checks import check_callable, check_integer
 from cifarkit.files import read_file, require_plain_zip, shown, why_unreadable
-from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.inference import device_of, dtype_of, evaluation_mode, inference_autocast
 from cifarkit.layout import EitherLayout
 
 INCEPTION_FILE = "inception_v3_google-0cc3c7bd.pth"
@@ -65,7 +65,7 @@ def features(
             batch = chunk.float() / 255 if chunk.dtype == torch.uint8 else chunk
             batch = batch if transform is None else transform(batch)
             seen.clear()
-            network(batch.to(device))
+            network(batch.to(device, dtype_of(model, batch.dtype)))
             if not seen or seen[0].shape[0] != len(chunk) or seen[0].dim() != 2:
                 got = f"reads {tuple(seen[0].shape)}" if seen else "never runs"
                 name = type(model).__name__

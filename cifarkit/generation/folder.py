@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
+from cifarkit.checks import check_path
 from cifarkit.data import ImageDataset
 from cifarkit.files import flush_folder, read_file, remove_abandoned, shown, write_atomically
 from cifarkit.generation.noise import MOST_CLASSES
@@ -198,7 +199,7 @@ def read_generated(folder: str | Path) -> ImageDataset:
         FileNotFoundError: if the folder was not begun by ``generate_dataset``.
         ValueError: if it holds another file, a damaged one, or no picture.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     classes = read_settings(folder)["classes"]
     found = find_pictures(folder, classes)
     if not found:
@@ -238,7 +239,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 def tidy(folder: Path, classes: Sequence[str]) -> None:
     """Remove the temporary files of killed processes."""
     for place in (folder, *(folder / name for name in classes)):
-        remove_abandoned(place)
+        remove_abandoned(place, rf"\d+\.png|{re.escape(SETTINGS)}|{re.escape(MANIFEST)}")
 
 
 def _flush(path: Path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from cifarkit.checks import check_callable, check_number
 from cifarkit.generation.audit import nearest_copies
-from cifarkit.generation.candidates import Keep, describe_keep
+from cifarkit.generation.candidates import Keep, describe_keep, read_verdict
 from cifarkit.generation.export import weights_hash
 from cifarkit.inference import predict
+from cifarkit.labels import check_labels
 
 
 class KeepConfident:
@@ -45,6 +46,7 @@ class KeepConfident:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits = predict(self.model, self.transform((images + 1) / 2), precision="fp32")
+        check_labels(labels, len(images), logits.shape[1])
         confidence = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return (confidence >= self.low) & (confidence <= self.high), {"confidence": confidence}
 
@@ -87,9 +89,8 @@ class KeepAll:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         passed, scores = torch.ones(len(labels), dtype=torch.bool), dict[str, Tensor]()
         for keep in self.keeps:
-            verdict: Any = keep(images, labels)
-            own, more = verdict if isinstance(verdict, tuple) else (verdict, {})
-            passed = passed & torch.as_tensor(own)
+            own, more = read_verdict(keep(images, labels), len(labels))
+            passed = passed & own.cpu()
             for name, each in more.items():
                 scores[_free_name(name, scores)] = each
         return passed, scores

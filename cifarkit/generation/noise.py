@@ -9,6 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from cifarkit.checks import check_integer
+
 _INDEX_BITS, _LABEL_BITS = 22, 10
 MOST_PER_CLASS, MOST_CLASSES = 2**_INDEX_BITS, 2**_LABEL_BITS
 
@@ -22,6 +24,8 @@ class SampleGenerators(torch.Generator):
 
     Args:
         generators: one a sample, at least one.
+    Raises:
+        TypeError: if they are not.
     """
 
     def __new__(cls, generators: Sequence[torch.Generator]) -> SampleGenerators:
@@ -30,6 +34,8 @@ class SampleGenerators(torch.Generator):
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
         self._generators = list(generators)
+        if not self._generators or not all(isinstance(item, torch.Generator) for item in self._generators):
+            raise TypeError(f"generators must be one torch.Generator a sample, at least one; got {generators!r}")
         self.manual_seed(self._generators[0].initial_seed() ^ 0x5DEECE66)  # another stream than the first sample's
 
     def __len__(self) -> int:
@@ -69,8 +75,9 @@ def image_generator(seed: int, label: int, index: int, attempt: int = 0) -> torc
     Source: the finalizer of MurmurHash3 (Appleby 2011), which is a bijection.
     """
     for name, number, most in (("label", label, MOST_CLASSES), ("index", index, MOST_PER_CLASS)):
-        if not 0 <= number < most:
+        if not 0 <= check_integer(name, number) < most:
             raise ValueError(f"{name}={number} must be at least 0 and below {most}")
+    seed, attempt = check_integer("seed", seed), check_integer("attempt", attempt, 0)
     digest = hashlib.sha256(f"{seed}/{attempt}".encode()).digest()
     value = label << _INDEX_BITS | index
     for start in (0, 4):

@@ -150,6 +150,11 @@ def _by_class(
     if labels is None or classes is None:
         return {}
     for title, own, points in zip(names, labels, (real, fake), strict=True):
+        if not isinstance(own, Tensor):
+            raise TypeError(f"labels of the {title} images are a {type(own).__name__}; give a tensor int64 (N,)")
+        if len(own) and not 0 <= own.min() <= own.max() < len(classes):
+            found = f"labels of the {title} images run from {int(own.min())} to {int(own.max())}"
+            raise ValueError(f"{found}, but classes names {len(classes)}")
         if own.shape != (len(points),):
             raise ValueError(f"labels of the {title} images have shape {tuple(own.shape)}; give one for each")
     distances = {}

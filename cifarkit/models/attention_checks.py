@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_callable, check_integer
-from cifarkit.models.sorted_attention import autocast_is_on
+from cifarkit.models.dtypes import check_dtype
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -33,9 +33,7 @@ def check_nodes(nodes: Tensor, mask: Tensor | None, dim: int, project: nn.Module
     check_float("nodes", nodes, f" (B, N, {dim})")
     if nodes.dim() != 3 or nodes.shape[2] != dim:
         raise ValueError(f"nodes must be (B, N, {dim}); got shape {tuple(nodes.shape)}")
-    dtype = getattr(project.weight, "dtype", nodes.dtype)  # a quantized layer has a function there
-    if nodes.dtype != dtype and not autocast_is_on(nodes):
-        raise TypeError(f"nodes are {nodes.dtype} and the layer's weights {dtype}; convert one, or use torch.autocast")
+    check_dtype("nodes", nodes, project.weight)
     check_mask(mask, "nodes", nodes, 1)
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cifarkit.checks import check_integer
 from cifarkit.labels import check_labels
+from cifarkit.models.dtypes import check_dtype
 from cifarkit.models.spectral import normalize_spectrum
 
 _SMALLEST_SIDE = 4  # of the images inside, from which the generator grows and to which the discriminator shrinks
@@ -61,6 +62,7 @@ class Generator(nn.Module):
             raise TypeError(f"latents is a {type(latents).__name__}; give a float tensor (B, {self.latent_dim})")
         if latents.dim() != 2 or latents.shape[1] != self.latent_dim:
             raise ValueError(f"latents must be (B, {self.latent_dim}); got shape {tuple(latents.shape)}")
+        check_dtype("latents", latents, self.project.weight)
         check_labels(labels, len(latents), self.num_classes)
         side = _SMALLEST_SIDE
         h = self.project(latents).view(len(latents), side, side, -1).permute(0, 3, 1, 2)  # (B, C, 4, 4), C last
@@ -120,6 +122,7 @@ class Discriminator(nn.Module):
         if images.dim() != 4 or images.shape[1:] != self.image_shape:
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images must be (B, {wanted}) in [-1, 1]; got shape {tuple(images.shape)}")
+        check_dtype("images", images, self.head.bias)
         check_labels(labels, len(images), self.num_classes)
         h = images
         for convolution, norm in zip(self.shrinking, self.norms, strict=True):

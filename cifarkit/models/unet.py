@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.labels import check_labels
+from cifarkit.models.dtypes import check_dtype
 from cifarkit.models.unet_parts import (
     Convolution,
     Downsampling,
@@ -154,6 +155,9 @@ class UNet(nn.Module):
             )
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must be ({len(x)},), one time for each image; got shape {tuple(t.shape)}")
+        if t.dtype == torch.bool:
+            raise TypeError("t must be int64; got torch.bool")
+        check_dtype("x", x, self.first.weight)
 
 
 def time_waves(t: Tensor, count: int) -> Tensor:

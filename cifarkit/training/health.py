@@ -65,7 +65,9 @@ class GANHealth(Callback):
         self._begin()
         batches = [*_first(run, self.samples)]
         images, labels = (torch.cat(parts)[: self.samples] for parts in zip(*batches, strict=True))
-        self._labels, self._real = labels.cpu(), nearest_distances(images).cpu()
+        self._labels, self._real = labels.cpu(), nearest_distances(images, copies=False).cpu()
+        if not self._real.isfinite().all():
+            raise ValueError(f"the first {len(images)} real images are all the same, so nothing tells a collapse")
         self._keep(run)
 
     def on_step_end(self, run: Run) -> None:
@@ -162,10 +164,15 @@ def collapsed_classes(made: Tensor, real: Tensor, labels: Tensor) -> list[int]:
     return found
 
 
-def nearest_distances(images: Tensor) -> Tensor:
-    """Return of each image (B, C, H, W) the distance (B,) to the nearest other one, both shrunk to 8 x 8 pixels."""
+def nearest_distances(images: Tensor, *, copies: bool = True) -> Tensor:
+    """Return of each image (B, C, H, W) the distance (B,) to the nearest other one, both shrunk to 8 x 8 pixels.
+
+    Without copies, images that are the same do not count as others: real ones may come twice.
+    """
     small = F.adaptive_avg_pool2d(images.float(), _SIDE).flatten(1)  # (B, C * 64)
     distances = torch.cdist(small, small, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode loses zeros
+    if not copies:
+        distances = distances.masked_fill(distances == 0, torch.inf)
     return distances.fill_diagonal_(torch.inf).amin(1)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cifarkit import plots
-from cifarkit.checks import check_callable, check_integer
+from cifarkit.checks import check_callable, check_integer, name_kinds
 from cifarkit.files import shown
 from cifarkit.inference import evaluation_mode
 from cifarkit.seeding import RngState
@@ -39,7 +39,7 @@ class SampleGrid(Callback):
         every_n_epochs: how often; the last epoch has its picture in any case.
         average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
     Raises:
-        TypeError: if sample cannot be called.
+        TypeError: if sample cannot be called or average is no such callback, and later if sample returns no tensor.
         ValueError: if every_n_epochs is below 1, and at the start for a folder that is such a link.
     """
 
@@ -52,6 +52,9 @@ class SampleGrid(Callback):
         average: WeightAveraging | None = None,
     ) -> None:
         self.sample = check_callable("sample", sample, "give a function of the task that returns images")
+        if average is not None and not isinstance(average, WeightAveraging):
+            advice = "give the callback, such as ExponentialMovingAverage(0.999)"
+            raise TypeError(f"average is a {type(average).__name__}; {advice}")
         self.folder, self.average = None if folder is None else Path(folder), average
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
 
@@ -84,8 +87,11 @@ class SampleGrid(Callback):
         )
         rng = RngState.capture()
         with averaged, evaluation_mode(run.task), torch.no_grad():
-            images = self.sample(run.task).float().cpu().clamp(-1, 1)
+            images = self.sample(run.task)
         rng.restore()
+        if not isinstance(images, Tensor):
+            raise TypeError(f"sample gives {name_kinds(images)}; it must return a tensor of images (B, C, H, W)")
+        images = images.float().cpu().clamp(-1, 1)
         run.log_images("samples", (images + 1) / 2)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

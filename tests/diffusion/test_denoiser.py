@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cifarkit.diffusion import Denoiser, NoiseSchedule, as_denoiser, sample_ddim
 from cifarkit.diffusion.denoiser import NetworkDenoiser
 from cifarkit.inference import cpu_has_bf16
+from cifarkit.models import UNet
 
 T = torch.tensor([3, 500, 999])
 LABELS = torch.tensor([0, 2, 1])
@@ -194,6 +195,24 @@ def test_what_has_no_weights_is_asked_where_the_images_are() -> None:
     assert as_denoiser(Same(), precision="fp32")(x, torch.empty(3, dtype=torch.int64, device="meta")).is_meta
 
 
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_noise_of_float64_and_weights_of_bf16_fit_each_other(guidance: float, precision: str) -> None:
+    torch.manual_seed(0)
+    network = UNet(base_channels=8, multipliers=(1,), num_classes=4)
+    noise, choices = torch.randn(3, 3, 8, 8, dtype=torch.float64), {"guidance": guidance, "precision": precision}
+    schedule = NoiseSchedule.cosine(10)
+    with torch.no_grad():
+        network.last.weight.normal_(std=0.1)
+    expected = sample_ddim(as_denoiser(network, LABELS, **choices), noise.float(), schedule, steps=2)
+    made = sample_ddim(as_denoiser(network, LABELS, **choices), noise, schedule, steps=2)
+    assert made.dtype == torch.float64
+    torch.testing.assert_close(made.float(), expected, atol=0.05, rtol=0.05)
+    half = sample_ddim(as_denoiser(network.bfloat16(), LABELS, **choices), noise.float(), schedule, steps=2)
+    assert half.dtype == torch.float32
+    assert (half - expected).abs().mean() < 0.05
+
+
 def test_labels_must_be_as_many_as_images() -> None:
     with pytest.raises(ValueError, match="labels are of 3 images, but x holds 2"):
         as_denoiser(TinyNet(), LABELS)(start(2), T[:2])
@@ -210,6 +229,13 @@ def test_labels_must_be_as_many_as_images() -> None:
         (None, {"guidance": 0.5}, ValueError, r"guidance=0\.5 needs labels: it moves images towards the class"),
         (LABELS, {"target": "image"}, ValueError, "target='image' is unknown; use 'noise' or 'velocity'"),
         (LABELS, {"target": "velocity"}, ValueError, "target='velocity' needs the NoiseSchedule .*; got schedule=None"),
+        (
+            LABELS,
+            {"schedule": "x"},
+            ValueError,
+            "target='noise' needs the NoiseSchedule .*; got schedule='x'",
+        ),
+        ("cat", {}, TypeError, r"labels must be an int64 tensor \(3,\); got a str"),
         (LABELS, {"precision": "fp8"}, ValueError, "precision='fp8' is unknown"),
     ],
 )

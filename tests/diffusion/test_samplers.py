@@ -238,6 +238,8 @@ def test_mistakes_are_named(sampler: Sampler, options: dict[str, Any], error: ty
             TypeError,
             "generator=3 is neither a torch.Generator nor a list of one",
         ),
+        ({"generator": "bad"}, TypeError, "generator='bad' is neither"),
+        ({"generator": []}, ValueError, "generator holds 0 for 2 samples"),
         ({"eta": 1.0, "generator": [torch.Generator()]}, ValueError, "generator holds 1 for 2 samples; give one, or"),
     ],
 )

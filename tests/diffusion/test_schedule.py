@@ -167,9 +167,12 @@ def test_steps_by_hand() -> None:
 def test_a_schedule_that_ends_too_early_warns() -> None:
     with pytest.warns(UserWarning, match=r"linear\(100\) still holds 36% of the image .* beta_end to about 0.2, or"):
         NoiseSchedule.linear(100)
+    with pytest.warns(UserWarning, match=r"raise beta_end to about 0\.99, or"):
+        NoiseSchedule.linear(5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         NoiseSchedule.linear(100, beta_end=0.2)
+        NoiseSchedule.linear(5, beta_end=0.99)
         NoiseSchedule.cosine(4)
 
 
@@ -177,6 +180,12 @@ def test_a_schedule_that_ends_too_early_warns() -> None:
 def test_what_is_no_table_is_refused(table: Any) -> None:
     with pytest.raises(ValueError, match=r"alpha_bar must (be \(T,\)|fall from below 1 to above 0)"):
         NoiseSchedule(torch.tensor(table))
+
+
+@pytest.mark.parametrize("table", [None, "abc", [[0.5], [0.4, 0.3]]])
+def test_a_table_of_another_kind_is_named(table: Any) -> None:
+    with pytest.raises(TypeError, match=r"alpha_bar is a (NoneType|str|list); give a tensor \(T,\)"):
+        NoiseSchedule(table)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +196,7 @@ def test_what_is_no_table_is_refused(table: Any) -> None:
         (torch.tensor([0, 1]), ValueError, r"t must be \(4,\), a step for each image; got shape \(2,\)"),
         (torch.rand(4), TypeError, r"t must be int64; got torch\.float32"),
         (0.5, TypeError, r"t=0\.5 is a float; give an integer"),
+        ([1, 2, 3, 4], TypeError, r"t is a list; give an integer, or an int64 tensor \(B,\)"),
     ],
 )
 def test_steps_that_the_schedule_has_not_are_refused(t: Any, error: type[Exception], message: str) -> None:
@@ -204,6 +214,8 @@ def test_images_that_do_not_fit_are_refused() -> None:
         SCHEDULES[0].noise_from_velocity(noise[:2], images, 5)
     with pytest.raises(TypeError, match=r"images must be float, in \[-1, 1\]; got torch.uint8"):
         SCHEDULES[0].add_noise(images.byte(), noise, 5)
+    with pytest.raises(TypeError, match=r"noise must be float; got torch\.int64"):
+        SCHEDULES[0].add_noise(images, noise.long(), 5)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +223,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
     [
         ({"timesteps": 0}, "timesteps=0 must be at least 1"),
         ({"beta_start": 0.0}, r"beta_start=0\.0 must be above 0"),
+        ({"beta_end": 0.999}, r"beta_end=0\.999 is too large for timesteps=1000: nothing is left .*; give about 0\.02"),
         ({"beta_end": 1.0}, r"beta_end=1\.0 must be at least 0\.0001 and below 1"),
     ],
 )

@@ -83,8 +83,20 @@ def test_copies_are_told_from_new_images() -> None:
     assert torch.equal(fine.usual, nearest_copies(train, other).distances)
     copied = check_copies(train, torch.cat([new[:70], train[:30]]), other)
     assert copied.share == pytest.approx(0.3, abs=0.05)
-    assert "30.0% of 100 generated images are nearer than 99% of 100 other real ones: look at" in str(copied)
+    assert "30.0% of 100 generated images are as near as the nearest 1% of 100 other real ones: look at" in str(copied)
     assert "no sign of copying" in str(check_copies(train, other, other))
+
+
+def test_a_single_copy_is_seen_and_training_images_among_the_others_hide_none() -> None:
+    train, new, other = pixels(200), pixels(100, 1), pixels(100, 2)
+    single = check_copies(train, torch.cat([new[:99], train[:1]]), other)
+    assert single.share <= 0.02
+    assert "look at the nearest pairs" in str(single)
+    copied = check_copies(train, train[:50], torch.cat([other[:98], train[:2]]))
+    assert len(copied.usual) == 98
+    assert copied.share == 1
+    with pytest.raises(ValueError, match="other_real holds only training images; give real images that were not"):
+        check_copies(train, new, train[:5])
 
 
 @pytest.mark.parametrize(

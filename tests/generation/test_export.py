@@ -329,6 +329,14 @@ def test_a_hopeless_filter_ends_with_words(tmp_path: Path) -> None:
         (lambda n: torch.ones(2, dtype=torch.bool), TypeError, r"keep gives torch.bool of shape \(2,\) for 12 images"),
         (lambda n: (torch.ones(n, dtype=torch.bool), {"p": torch.rand(3)}), ValueError, "keep gives scores 'p' that"),
         (lambda n: ([True] * n, {"p": torch.full((n,), torch.nan)}), ValueError, "'p' that are not .* finite"),
+        (lambda n: ([True] * n, {"p": "high"}), ValueError, "'p' that are not .* finite"),
+        (
+            lambda n: ([True] * n, torch.rand(n)),
+            TypeError,
+            r"keep gives torch.float32 of shape \(2, 12\) for 12",
+        ),
+        (lambda n: ([True] * n, "high"), TypeError, r"keep gives tuple of \['list', 'str'\] for 12 images"),
+        (lambda n: None, TypeError, "keep gives NoneType for 12 images; it must return bool"),
     ],
 )
 def test_wrong_verdicts_are_refused(tmp_path: Path, verdict: Any, error: type, message: str) -> None:
@@ -393,6 +401,14 @@ def test_foreign_files_in_an_export_are_refused_and_left_alone(tmp_path: Path, n
     with pytest.raises(ValueError, match=f"{name.replace('bird/000000.png', 'bird')} is none of this export's files"):
         export(tmp_path, per_class=5)
     assert contents(tmp_path) == before
+
+
+def test_a_foreign_hidden_file_is_left_alone_whatever_its_name(tmp_path: Path) -> None:
+    export(tmp_path)
+    for name, own in ((".mine.txt.4194305-deadbeef.tmp", False), (".000001.png.4194305-deadbeef.tmp", True)):
+        (tmp_path / "cat" / name).write_bytes(b"precious")
+        export(tmp_path, per_class=5)
+        assert (tmp_path / "cat" / name).exists() is not own
 
 
 def test_a_foreign_picture_under_an_own_name_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -467,6 +483,7 @@ def test_wrong_images_are_refused(tmp_path: Path, gives: Any, error: type, messa
         ({"about": {"seed": 1}}, ValueError, "about holds 'seed', which the manifest uses itself"),
         ({"about": {"model": nn.Linear(1, 1)}}, TypeError, "about must hold plain values"),
         ({"folder": __file__}, ValueError, "is a file; give a folder"),
+        ({"folder": None}, TypeError, "folder=None is a NoneType; give a path"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path: Path, change: dict[str, Any], error: type, message: str) -> None:

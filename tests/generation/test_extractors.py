@@ -29,13 +29,14 @@ class TinyNet(nn.Module):
 def test_features_are_what_the_last_linear_layer_reads() -> None:
     model = TinyNet()
     expected = model.body(IMAGES.float().div(255).mean((2, 3)))
-    assert torch.allclose(features(model, IMAGES), expected)
-    assert torch.allclose(features(model, IMAGES.float() / 255, batch_size=2), expected)
+    assert torch.allclose(features(model, IMAGES), expected, atol=1e-6)
+    assert torch.allclose(features(model, IMAGES.float() / 255, batch_size=2), expected, atol=1e-6)
 
 
 def test_images_go_through_the_transform() -> None:
     model = TinyNet()
-    assert torch.allclose(features(model, IMAGES, transform=lambda x: x - 1), features(model, IMAGES.float() / 255 - 1))
+    shifted = features(model, IMAGES, transform=lambda x: x - 1)
+    assert torch.allclose(shifted, features(model, IMAGES.float() / 255 - 1), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,11 @@ def test_the_model_is_as_before_also_after_an_error() -> None:
 def test_refuses(model: Any, images: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         features(model, images)
+
+
+def test_images_of_float64_are_brought_to_the_weights() -> None:
+    model, images = TinyNet(), torch.rand(5, 3, 32, 32)
+    assert torch.equal(features(model, images.double()), features(model, images))
 
 
 def test_wrong_options_are_refused() -> None:

@@ -87,6 +87,14 @@ def test_filters_are_told_apart_by_what_they_hold(tmp_path: Path) -> None:
     assert all(re.fullmatch(words, each) for each in described)
 
 
+def test_what_filters_give_is_checked() -> None:
+    images, labels = torch.zeros(2, 3, 4, 4), torch.tensor([0, 5])
+    with pytest.raises(ValueError, match="labels run from 0 to 5; for num_classes=2 they must be 0 to 1"):
+        KeepConfident(Brightness(), unchanged)(images, labels)
+    with pytest.raises(TypeError, match="keep gives NoneType for 2 images; it must return bool"):
+        KeepAll(lambda images, labels: None)(images, labels)  # type: ignore[arg-type, return-value]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

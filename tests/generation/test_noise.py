@@ -79,3 +79,11 @@ def test_a_place_that_has_no_stream_is_named() -> None:
         image_generator(0, 1024, 0)
     with pytest.raises(ValueError, match="index=-1 must be at least 0"):
         image_generator(0, 0, -1)
+    with pytest.raises(TypeError, match=r"index=5\.0 is a float; give an integer"):
+        image_generator(0, 0, 5.0)  # type: ignore[arg-type]
+
+
+def test_what_is_no_sequence_of_generators_is_named() -> None:
+    for wrong in ([], [3]):
+        with pytest.raises(TypeError, match=r"generators must be one torch\.Generator a sample, at least one; got"):
+            SampleGenerators(wrong)  # type: ignore[arg-type]

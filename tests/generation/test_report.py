@@ -95,6 +95,10 @@ def test_it_can_be_kept_as_json() -> None:
             {"labels": (torch.zeros(80), torch.zeros(40)), "classes": ("cat", "dog")},
             "class 'dog' has 0 real and 0 generated images",
         ),
+        (
+            {"labels": (torch.zeros(80), torch.full((40,), 2)), "classes": ("cat", "dog")},
+            "labels of the fake images run from 2 to 2, but classes names 2",
+        ),
     ],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:

@@ -144,5 +144,9 @@ def test_what_does_not_fit_is_named() -> None:
             network(first, LABELS + 1)
         with pytest.raises(TypeError, match="labels=None, but the network has num_classes=5"):
             network(first)
+        with pytest.raises(TypeError, match=r"(latents|images) must be of floating point; got torch\.int64"):
+            network(first.long(), LABELS)
+        with pytest.raises(TypeError, match=r"(latents|images) are torch\.float64 and the layer's weights"):
+            network(first.double(), LABELS)
     with pytest.raises(ValueError, match="labels are given, but the network has num_classes=None"):
         make(Generator)(latents(), LABELS)

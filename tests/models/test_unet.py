@@ -1,5 +1,6 @@
 """UNet: shapes, published size, conditions, what starts at zero, layout and precision."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -165,6 +166,13 @@ def test_what_does_not_fit_is_named() -> None:
         model(noisy(), T, torch.tensor([0, 6, 1]))
     with pytest.raises(ValueError, match="labels are given, but the network has num_classes=None"):
         tiny()(noisy(), T, torch.tensor([0, 1, 1]))
+    with pytest.raises(TypeError, match=r"x must be of floating point; got torch\.uint8"):
+        model(noisy().byte(), T)
+    with pytest.raises(TypeError, match=r"t must be int64; got torch\.bool"):
+        model(noisy(), T > 1)
+    for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):  # which leaves float64 as it is
+        with context, pytest.raises(TypeError, match=r"x are torch\.float64 and the layer's weights torch\.float32"):
+            model(noisy().double(), T)
 
 
 def wide() -> UNet:

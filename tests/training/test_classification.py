@@ -1,5 +1,6 @@
 """The classification task without a Trainer: its losses, its metrics and the labels it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.training import ClassificationTask, Trainer, Update
+from cifarkit.training import ClassificationTask, CSVLogger, Trainer, Update
 from cifarkit.training.tasks.classification import Loss, Mix, accuracy
 
 IMAGES = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -136,6 +137,39 @@ def test_a_loss_of_ones_own_sees_mixed_labels() -> None:
 
     first_update(tiny_task(mix=swap_halves, loss=loss))
     assert shapes == [(6, 5)]
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+def test_generated_images_are_logged_apart(class_weights: Any, tmp_path: Path) -> None:
+    generated = torch.tensor([False, False, True, True, True, True])
+    task = tiny_task(label_smoothing=0.1, class_weights=class_weights)
+    update = next(task.updates([IMAGES, LABELS, generated]))
+    for kind, chosen in (("real", ~generated), ("generated", generated)):
+        alone = first_update(task, IMAGES[chosen], LABELS[chosen])
+        torch.testing.assert_close(update.metrics[f"loss_{kind}"], alone.loss)
+        assert update.metrics[f"acc_{kind}"] == alone.metrics["acc"]
+    assert torch.equal(update.loss, first_update(task).loss)
+    assert next(task.updates([IMAGES, LABELS, generated & False])).metrics["acc_generated"].isnan()
+    assert task.evaluate([IMAGES, LABELS, generated]) == task.evaluate([IMAGES, LABELS])
+
+    trainer = Trainer(max_epochs=1, progress=False, loggers=[CSVLogger(tmp_path)])
+    run = trainer.fit(task, [(IMAGES, LABELS, generated)])
+    assert run.metrics["train_loss_generated"] == pytest.approx(update.metrics["loss_generated"].item())
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert {"train_loss_real", "train_loss_generated", "train_acc_real", "train_acc_generated"} <= {*header.split(",")}
+
+
+def test_with_a_loss_of_ones_own_generated_images_are_logged_by_their_cross_entropy() -> None:
+    task = tiny_task(loss=F.cross_entropy)
+    update = next(task.updates([IMAGES, LABELS, torch.arange(6) < 3]))
+    torch.testing.assert_close(update.metrics["loss_generated"], first_update(task, IMAGES[:3], LABELS[:3]).loss)
+
+
+def test_a_third_tensor_that_tells_no_kind_is_named() -> None:
+    with pytest.raises(TypeError, match=r"a third tensor of a batch must be bool \(B,\), true for generated images"):
+        next(tiny_task().updates([IMAGES, LABELS, LABELS]))
+    with pytest.raises(ValueError, match=r"a batch must be \(images, labels\); got 4 tensors"):
+        next(tiny_task().updates([IMAGES, LABELS, LABELS > 0, LABELS]))
 
 
 def test_evaluate_returns_sums_and_counts() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +227,29 @@ def test_a_first_batch_that_does_not_fit_is_named(
         loss_of(tiny_task(), images=images, labels=labels)
     with pytest.raises(error, match=message):
         tiny_task().evaluate([images, labels])
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ({"images": IMAGES}, TypeError, r"a batch must be \(images, labels\), a tuple of tensors; got dict"),
+        ((IMAGES, LABELS.tolist()), TypeError, r"got tuple of \['Tensor', 'list'\]"),
+        ((IMAGES.numpy(), LABELS), TypeError, r"got tuple of \['ndarray', 'Tensor'\]"),
+        (IMAGES, TypeError, "got Tensor"),
+        ((IMAGES[:0], LABELS[:0]), ValueError, r"images must be \(B, C, H, W\), B at least 1; got shape \(0, "),
+        ((IMAGES[0], LABELS), ValueError, r"images must be \(B, C, H, W\)"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_named(batch: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        next(tiny_task().updates(batch))
+
+
+def test_a_network_may_answer_as_those_of_diffusers_do() -> None:
+    task = tiny_task()
+    bare, forward = loss_of(task), task.model.forward
+    task.model.forward = lambda *inputs: SimpleNamespace(sample=forward(*inputs))
+    assert torch.equal(loss_of(task), bare)
 
 
 def test_images_that_were_never_shifted_are_noticed() -> None:

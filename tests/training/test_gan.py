@@ -283,12 +283,15 @@ def test_labels_out_of_range_are_named(low: int, high: int) -> None:
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
+        (IMAGES, TypeError, r"a batch must be \(images, labels\), a tuple of tensors; got Tensor"),
+        ([IMAGES, LABELS.tolist()], TypeError, r"got list of \['Tensor', 'list'\]"),
+        ([IMAGES[:0], LABELS[:0]], ValueError, r"images must be \(B, C, H, W\), B at least 1; got shape \(0, "),
         ([IMAGES], TypeError, r"labels=None, but the network has num_classes=3; give int64 labels \(12,\)"),
         ([IMAGES, LABELS.float()], TypeError, r"labels must be an int64 tensor \(12,\); got torch.float32"),
         ([IMAGES.byte(), LABELS], TypeError, r"images must be float in \[-1, 1\]; got torch.uint8: use Normalize"),
         ([IMAGES / 2 + 0.5, LABELS], ValueError, r"images run from .* to 1, but a generator makes \[-1, 1\]"),
         ([IMAGES * 3, LABELS], ValueError, r"images run from -.* to .*, but a generator makes \[-1, 1\]"),
-        ([IMAGES * torch.nan, LABELS], ValueError, "images run from nan to nan"),
+        ([IMAGES * torch.nan, LABELS], ValueError, "images hold NaN or infinite values in the first batch"),
     ],
 )
 def test_a_first_batch_that_does_not_fit_is_named(batch: Any, error: type[Exception], message: str) -> None:

@@ -92,6 +92,7 @@ def test_kinds_can_be_left_out() -> None:
     [
         ({"kinds": ("colour",)}, r"kinds=\('colour',\) must be a tuple of some of 'color', 'translation', 'cutout'"),
         ({"kinds": "color"}, "kinds='color' must be a tuple"),
+        ({"kinds": 3}, "kinds=3 must be a tuple"),
         ({"translation": -0.1}, "translation=-0.1 must be at least 0 and at most 1"),
         ({"cutout": 2}, "cutout=2 must be at least 0 and at most 1"),
     ],

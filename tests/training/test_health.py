@@ -81,6 +81,21 @@ def test_distances_are_to_the_nearest_other_image() -> None:
     assert nearest_distances(images[:1].expand(5, -1, -1, -1)).eq(0).all()
 
 
+def test_real_images_that_come_twice_hide_no_collapse() -> None:
+    task, health = make_task(spread=0.0), GANHealth(32)
+    once = batches(1)
+    Trainer(max_epochs=1, callbacks=[health], progress=False).fit(task, once * 2)
+    assert health.verdict.startswith("collapse: generated images are nearly the same, diversity 0.00")
+    assert health.collapsed == [0, 1]
+
+
+def test_real_images_that_are_all_the_same_are_named() -> None:
+    with pytest.raises(ValueError, match="the first 16 real images are all the same, so nothing tells a collapse"):
+        Trainer(max_epochs=1, callbacks=[GANHealth(16)], progress=False).fit(
+            make_task(), [(torch.full((16, 3, 4, 4), -0.5), torch.zeros(16, dtype=torch.int64))]
+        )
+
+
 def test_noise_from_pixel_to_pixel_is_no_diversity() -> None:
     noise = torch.randn(20, 3, 32, 32)
     coarse = torch.randn(20, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)

@@ -108,6 +108,10 @@ def test_mistakes_are_named() -> None:
         SampleGrid(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every_n_epochs=0 must be at least 1"):
         SampleGrid(paint, every_n_epochs=0)
+    with pytest.raises(TypeError, match="average is a int; give the callback, such as ExponentialMovingAverage"):
+        SampleGrid(paint, average=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"sample gives list of \['int'\]; it must return a tensor of images \(B, C, H"):
+        fit(SampleGrid(lambda task: [1]), epochs=1)  # type: ignore[arg-type, return-value]
 
 
 def test_pictures_go_through_no_link_inside_the_folder_of_a_run(tmp_path: Path) -> None:

@@ -21,6 +21,10 @@ Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 class ClassificationTask(Task):
     """Train a network to classify images by cross-entropy, the negative log-likelihood of the log-softmax.
 
+    Batches are (images (B, C, H, W), labels (B,)). With a third tensor, bool (B,), true for generated images, as
+    ``MixedLoader(tell_apart=True)`` gives them, the cross-entropy and the accuracy of both kinds are logged apart in
+    training: ``train_loss_real``, ``train_loss_generated``, ``train_acc_real``, ``train_acc_generated``.
+
     Args:
         model: images (B, C, H, W) -> logits (B, K).
         optimizer: of the model's parameters.
@@ -86,7 +90,10 @@ class ClassificationTask(Task):
             loss = self.loss(logits, targets)
         else:
             loss = self._cross_entropy(logits, targets, self.label_smoothing)
-        yield Update(loss, "model", {"acc": accuracy(logits.detach(), labels)})
+        metrics = {"acc": accuracy(logits.detach(), labels)}
+        if len(batch) == 3:
+            metrics |= self._told_apart(logits.detach(), targets, labels, batch[2])
+        yield Update(loss, "model", metrics)
 
     def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
         images, labels = self._checked_batch(batch)
@@ -94,28 +101,39 @@ class ClassificationTask(Task):
         if self.loss is not None:
             loss = self.loss(logits, labels) * len(labels)
         else:
-            loss = self._summed_cross_entropy(logits, labels)
+            loss = self._weighted_cross_entropy(logits, labels)
         correct = (logits.argmax(1) == labels).sum()
         return {"loss": (loss, len(labels)), "acc": (correct, len(labels))}
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         if self._weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        return self._summed_cross_entropy(logits, targets, smoothing) / len(logits)
+        return self._weighted_cross_entropy(logits, targets, smoothing) / len(logits)
 
-    def _summed_cross_entropy(self, logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    def _weighted_cross_entropy(
+        self, logits: Tensor, targets: Tensor, smoothing: float = 0.0, reduction: str = "sum"
+    ) -> Tensor:
         weights = self._weights
         if weights is not None:  # which must have the dtype of the logits, and more digits than half precision has
             dtype = torch.promote_types(logits.dtype, torch.float32)
             logits, weights = logits.to(dtype), weights.to(dtype)
-        return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(logits, targets, weights, reduction=reduction, label_smoothing=smoothing)
+
+    def _told_apart(self, logits: Tensor, targets: Tensor, labels: Tensor, generated: Tensor) -> dict[str, Tensor]:
+        """Return the means over real and over generated images; NaN for a kind that the batch lacks."""
+        losses = self._weighted_cross_entropy(logits.float(), targets, self.label_smoothing, reduction="none")
+        right, found = (logits.argmax(1) == labels).float(), dict[str, Tensor]()
+        for kind, chosen in (("real", ~generated), ("generated", generated)):
+            found[f"loss_{kind}"] = (losses * chosen).sum() / chosen.sum()  # no selection, which would wait for a GPU
+            found[f"acc_{kind}"] = (right * chosen).sum() / chosen.sum()
+        return found
 
     # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
 
     def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if len(batch) != 2:
+        if len(batch) not in (2, 3):
             raise ValueError(f"a batch must be (images, labels); got {len(batch)} tensors")
-        images, labels = batch
+        images, labels = batch[:2]
         if self._checked:
             return images, labels
         if not images.is_floating_point():
@@ -124,6 +142,9 @@ class ClassificationTask(Task):
             raise ValueError("images hold NaN or infinite values in the first batch; look at the data and transforms")
         if labels.dtype != torch.int64 or labels.dim() != 1:
             raise TypeError(f"labels must be int64 (B,); got {labels.dtype} of shape {tuple(labels.shape)}")
+        if len(batch) == 3 and (batch[2].dtype != torch.bool or batch[2].shape != labels.shape):
+            got = f"{batch[2].dtype} of shape {tuple(batch[2].shape)}"
+            raise TypeError(f"a third tensor of a batch must be bool (B,), true for generated images; got {got}")
         return images, labels
 
     def _checked_logits(self, logits: Tensor, labels: Tensor) -> Tensor:

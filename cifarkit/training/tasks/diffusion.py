@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_number, has_parameter
-from cifarkit.diffusion.denoiser import check_target, count_classes
+from cifarkit.diffusion.denoiser import check_target, count_classes, sample_of
 from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
+from cifarkit.training.tasks.batches import check_image_batch
 
 _REMEDY = "give transform=Normalize(0.5, 0.5) to the Loader, behind what else it does"
 
@@ -25,7 +26,8 @@ class DiffusionTask(Task):
     Batches are (images in [-1, 1], labels); labels may be left out if the model is unconditional, and are not used.
 
     Args:
-        model: (x, t) -> (B, C, H, W), or (x, t, labels) if its attribute ``num_classes`` is K; label K means none.
+        model: (x, t) -> (B, C, H, W), or (x, t, labels) if its attribute ``num_classes`` is K; label K means none. It
+            may return an object with the tensor as ``sample``.
         optimizer: of the model's parameters.
         schedule: a plain object, so that neither averages nor checkpoints hold its tables.
         target: "noise" or "velocity".
@@ -94,7 +96,7 @@ class DiffusionTask(Task):
     def _losses(self, images: Tensor, labels: Tensor | None, noise: Tensor, t: Tensor) -> Tensor:
         """Return each image's loss (B,), a mean over its pixels."""
         x = self.schedule.add_noise(images, noise, t)
-        predicted: Tensor = self.model(x, t) if labels is None else self.model(x, t, labels)
+        predicted = sample_of(self.model(x, t) if labels is None else self.model(x, t, labels))
         if predicted.shape != images.shape:
             shapes = f"{tuple(predicted.shape)} for images of {tuple(images.shape)}"
             raise ValueError(f"the model must return an image of the shape of its input; it returned {shapes}")
@@ -112,22 +114,20 @@ class DiffusionTask(Task):
     # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
 
     def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if not self._checked:
+            check_image_batch(batch, _REMEDY)
         if len(batch) not in ((1, 2) if self.num_classes is None else (2,)):
             raise ValueError(f"a batch must be (images, labels); got {len(batch)} tensors")
         images, labels = batch[0], None if self.num_classes is None else batch[1]
         if not self._checked:
-            _check_images(images)
+            _check_range(images)
             if labels is not None and self.num_classes is not None:
                 check_labels(labels.cpu(), len(images), self.num_classes)
             self._checked = True
         return images, labels
 
 
-def _check_images(images: Tensor) -> None:
-    if not images.is_floating_point():
-        raise TypeError(f"images must be float in [-1, 1]; got {images.dtype}: {_REMEDY}")
-    if not images.isfinite().all():
-        raise ValueError("images hold NaN or infinite values in the first batch; look at the data and transforms")
+def _check_range(images: Tensor) -> None:
     low, high = images.min().item(), images.max().item()
     if low < -1.01 or high > 1.01:
         raise ValueError(f"images run from {low:.3g} to {high:.3g} in the first batch, not in [-1, 1]: {_REMEDY}")

@@ -15,6 +15,7 @@ from cifarkit.inference import device_of
 from cifarkit.labels import check_labels
 from cifarkit.seeding import Draws
 from cifarkit.training.task import Batch, Task, Update
+from cifarkit.training.tasks.batches import check_image_batch
 
 Augment = Callable[[Tensor, Draws], Tensor]
 
@@ -131,13 +132,13 @@ class GANTask(Task):
     # Only the first batch is looked at, which costs a synchronisation.
 
     def _checked_batch(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        if not self._checked:
+            check_image_batch(batch, "use Normalize(0.5, 0.5)")
         images, labels = batch[0], batch[1] if len(batch) > 1 else None
         if self._checked:
             return images, labels
-        if not images.is_floating_point():
-            raise TypeError(f"images must be float in [-1, 1]; got {images.dtype}: use Normalize(0.5, 0.5)")
         low, high = images.min().item(), images.max().item()
-        if not (-1.001 <= low < 0 and high <= 1.001):  # also false for NaN
+        if not (-1.001 <= low < 0 and high <= 1.001):
             raise ValueError(
                 f"images run from {low:.3g} to {high:.3g}, but a generator makes [-1, 1]; use Normalize(0.5, 0.5)"
             )

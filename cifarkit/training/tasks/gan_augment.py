@@ -31,8 +31,7 @@ class DifferentiableAugmentation:
     """
 
     def __init__(self, kinds: Sequence[str] = KINDS, *, translation: float = 0.125, cutout: float = 0.5) -> None:
-        unknown = [kind for kind in kinds if kind not in KINDS]
-        if isinstance(kinds, str) or unknown:
+        if isinstance(kinds, str) or not isinstance(kinds, Sequence) or any(kind not in KINDS for kind in kinds):
             raise ValueError(f"kinds={kinds!r} must be a tuple of some of {', '.join(map(repr, KINDS))}")
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
         self.translation = check_number("translation", translation, 0, 1)
