@@ -9,12 +9,12 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cifarkit.checks import check_callable, check_number
+from cifarkit.diffusion.arguments import check_generators
 from cifarkit.diffusion.schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -163,20 +163,6 @@ def draw_noise(
         return torch.randn(*shape, generator=generator, dtype=dtype, device=home).to(device)
     samples = [torch.randn(*shape[1:], generator=item, dtype=dtype, device=item.device) for item in generator]
     return torch.stack(samples).to(device)
-
-
-def check_generators(generator: Any, count: int) -> None:
-    """Refuse what is neither one generator, nor one for each of so many samples, nor None.
-
-    Raises:
-        TypeError: if it is of another kind.
-        ValueError: if there are not so many.
-    """
-    several = [*generator] if isinstance(generator, Sequence) else [] if generator is None else [generator]
-    if isinstance(generator, str) or not all(isinstance(item, torch.Generator) for item in several):
-        raise TypeError(f"generator={generator!r} is neither a torch.Generator nor a list of one for each sample")
-    if isinstance(generator, Sequence) and (len(several) != count or not several):
-        raise ValueError(f"generator holds {len(several)} for {count} samples; give one, or one for each sample")
 
 
 def _noise_like(x: Tensor, generator: Generators) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from cifarkit.checks import check_integer, check_number
+from cifarkit.diffusion.arguments import can_be_looked_at, check_same_shape, check_steps, step_before
 
 _MOST_LEFT = 0.01  # share of the image's variance at the last step from which on samples are visibly off
 
@@ -132,7 +132,7 @@ class NoiseSchedule:
             ValueError: if noise has another shape, or t another length or a step that the schedule has not.
         Source: Ho et al. 2020, equation 4.
         """
-        signal, sigma = self.rates(t, _same_shape(x, noise, "noise"))
+        signal, sigma = self.rates(t, check_same_shape(x, noise, "noise"))
         return signal * x + sigma * noise
 
     def posterior(
@@ -146,8 +146,8 @@ class NoiseSchedule:
             TypeError, ValueError: as in :func:`add_noise`, and if previous is no such step.
         Source: Ho et al. 2020, equations 6 and 7.
         """
-        t = self._checked(t, _same_shape(x, clean, "clean"))
-        left, before = self._left(t, x), self._left(_earlier(previous, t, x), x)
+        t = self._checked(t, check_same_shape(x, clean, "clean"))
+        left, before = self._left(t, x), self._left(step_before(previous, t, x), x)
         kept = left / before  # of the variance, from the step before to t
         of_clean = before.sqrt() * (1 - kept) / (1 - left)
         of_x = kept.sqrt() * (1 - before) / (1 - left)
@@ -159,12 +159,12 @@ class NoiseSchedule:
 
         Source: Salimans and Ho 2022, "Progressive distillation for fast sampling", appendix D.
         """
-        signal, sigma = self.rates(t, _same_shape(images, noise, "noise"))
+        signal, sigma = self.rates(t, check_same_shape(images, noise, "noise"))
         return signal * noise - sigma * images
 
     def noise_from_velocity(self, velocity: Tensor, x: Tensor, t: int | Tensor) -> Tensor:
         """Return the noise in x (B, C, H, W) at step t that goes with a velocity."""
-        signal, sigma = self.rates(t, _same_shape(x, velocity, "velocity"))
+        signal, sigma = self.rates(t, check_same_shape(x, velocity, "velocity"))
         return signal * velocity + sigma * x
 
     def _left(self, t: int | Tensor, images: Tensor) -> Tensor:
@@ -180,8 +180,8 @@ class NoiseSchedule:
     def _checked(self, t: int | Tensor, images: Tensor) -> int | Tensor:
         if not images.is_floating_point():
             raise TypeError(f"images must be float, in [-1, 1]; got {images.dtype}")
-        t = _steps("t", t, images)
-        if not _can_be_looked_at(t):
+        t = check_steps("t", t, images)
+        if not can_be_looked_at(t):
             return t
         low, high = (int(edge) for edge in torch.as_tensor(t).aminmax())
         if low < 0 or high >= self.timesteps:
@@ -190,49 +190,6 @@ class NoiseSchedule:
         return t
 
 
-def _steps(name: str, t: int | Tensor, images: Tensor) -> int | Tensor:
-    """Return one step for all images, or int64 (B,), or raise."""
-    if not isinstance(t, Tensor):
-        if isinstance(t, Sequence):
-            raise TypeError(f"{name} is a {type(t).__name__}; give an integer, or an int64 tensor (B,)")
-        return check_integer(name, t)
-    if t.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64; got {t.dtype}")
-    if t.dim() and t.shape != (len(images),):
-        raise ValueError(f"{name} must be ({len(images)},), a step for each image; got shape {tuple(t.shape)}")
-    return t
-
-
-def _can_be_looked_at(t: int | Tensor) -> bool:
-    """Tell whether steps are here; looking at those on a GPU would wait for it, and its kernels check them, too."""
-    return not isinstance(t, Tensor) or (t.device.type == "cpu" and t.numel() > 0)
-
-
-def _earlier(previous: int | Tensor | None, t: int | Tensor, images: Tensor) -> int | Tensor:
-    """Return a step before t, or raise; None is the one right before."""
-    if previous is None:
-        return t - 1
-    previous = _steps("previous", previous, images)
-    if _can_be_looked_at(t) and _can_be_looked_at(previous):
-        before, after = torch.as_tensor(previous), torch.as_tensor(t)
-        if (before < -1).any() or (before >= after).any():
-            found = f"previous={before.tolist()}, t={after.tolist()}"
-            raise ValueError(f"{found}: previous must be at least -1 and below t, the step that it comes before")
-    return previous
-
-
 def _fit(factor: Tensor, images: Tensor) -> Tensor:
     """Cast a factor to the dtype that images are computed in, fp32 or better."""
     return factor.to(images.device, torch.promote_types(images.dtype, torch.float32))
-
-
-def _same_shape(x: Tensor, other: Tensor, name: str) -> Tensor:
-    for value, called in ((x, "images"), (other, name)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{called} is a {type(value).__name__}; give a float tensor (B, C, H, W)")
-        if not value.is_floating_point():
-            bounds = ", in [-1, 1]" if called == "images" else ""
-            raise TypeError(f"{called} must be float{bounds}; got {value.dtype}")
-    if other.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of the images, {tuple(x.shape)}; got {tuple(other.shape)}")
-    return x
