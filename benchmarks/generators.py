@@ -7,8 +7,8 @@ own noise schedule, loss and samplers) through the same loop for as long as the 
 short runs of three seeds that look for collapse. Of the peer's widths and memory layouts the fastest is taken. Each is
 scored on features of a SpeedNet of examples/speedrun.py against images of the training set, beside the floor:
 other training images against these. A classifier trained only on generated images is scored on real test images. No
-guidance but in the rows of "ddpm-guided", class-balanced samples. What decides against the peer are equal samplers at
-equal steps.
+guidance but in the rows of "ddpm-guided", of 1, and "ddpm-guided-2"; class-balanced samples. What decides against the
+peer are equal samplers at equal steps.
 
 Every row is a line of the work file, so a stopped study goes on with the same flags; a training goes on from its last
 checkpoint, an export from its last image. A row that fails is noted and tried again the next time. The JSON is
@@ -53,7 +53,8 @@ RECIPES, COLLAPSE_SEEDS = ("plain", "strong"), 3
 OURS = [(sampler, steps) for steps in (20, 10, 50, 1000) for sampler in ("dpm-solver", "ddim", "ddpm")]
 THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
-JUDGED["ddpm-guided"], GUIDANCE = JUDGED["ddpm"], 1.0
+GUIDANCE = {"ddpm": 0.0, "ddpm-guided": 1.0, "ddpm-guided-2": 2.0}  # of the images made by the DDPM's network
+JUDGED |= dict.fromkeys(GUIDANCE, JUDGED["ddpm"])
 CLASSIFIER_IMAGES = 20_000
 FEATURES_OF = "8-minutes"  # the speed recipe of the classifier whose features are compared
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
@@ -66,7 +67,8 @@ def rows(with_peer: bool) -> list[str]:
     both, gans = ["ddpm", *(["peer"] if with_peer else [])], [f"dcgan-{name}" for name in RECIPES]
     names = [*(f"train/{name}" for name in both), *(row for steps, row in scores if steps == 20)]
     names += [*(f"classifier/{name}" for name in both), "classifier/real", "score/test/-/0"]
-    names += ["score/ddpm-guided/dpm-solver/20", "classifier/ddpm-guided"]
+    guided = [name for name, guidance in GUIDANCE.items() if guidance]
+    names += [*(f"score/{name}/dpm-solver/20" for name in guided), *(f"classifier/{name}" for name in guided)]
     for name in gans:
         names += [f"train/{name}", f"score/{name}/-/1", f"classifier/{name}"]
     names += [f"collapse/{name}/{seed}" for name in gans for seed in range(COLLAPSE_SEEDS)]
@@ -105,11 +107,11 @@ class Study:
             "collapse": self.base | {"short_minutes": args.short_minutes},
         }
         self.scored = {name: getattr(args, name) for name in ("samples", "few", "real")}
-        self.scored |= {"scores": SCORES, "guidance_of_ddpm_guided": GUIDANCE}
+        self.scored |= {"scores": SCORES}
         self.scored |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
         self.scored["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
         everything = [*self.trained.values(), self.scored]
-        self.settings = {name: value for part in everything for name, value in part.items()}
+        self.settings = {name: value for part in everything for name, value in part.items()} | {"guidance": GUIDANCE}
         if args.ddpm and (seconds := shared.read_end(args.ddpm)["seconds"]) > 60 * args.minutes:
             raise SystemExit(f"--ddpm was trained for {seconds / 60:.1f} minutes, more than --minutes {args.minutes:g}")
 
@@ -201,8 +203,7 @@ class Study:
         weights = self.weights(name)
         if network_of(name) == "ddpm":
             network = shared.read_ddpm(weights, self.num_classes, self.tiny)
-            guidance = 0.0 if name == "ddpm" else GUIDANCE
-            return shared.ddpm_sample(network, sampler, steps, self.train_set.image_shape, guidance)
+            return shared.ddpm_sample(network, sampler, steps, self.train_set.image_shape, GUIDANCE[name])
         if name == "peer":
             choice = peer.read_choice(weights.parent)
             model = peer.build(choice, self.num_classes, steps, 0.0 if sampler == "ddim" else 1.0)
@@ -228,7 +229,7 @@ class Study:
         folders = folder.iterdir() if folder.exists() else ()
         held = max((len([*part.glob("*.png")]) for part in folders if part.is_dir()), default=0)
         started, weights = time.monotonic(), shared.file_hash(self.weights(name))
-        guided = {"guidance": GUIDANCE} if name == "ddpm-guided" else {}
+        guided = {"guidance": GUIDANCE[name]} if GUIDANCE.get(name) else {}
         made = generation.generate_dataset(
             self.sample(name, sampler, steps),
             classes=self.classes,
@@ -317,7 +318,7 @@ class Study:
 
 def network_of(name: str) -> str:
     """Name the training whose network a generator samples from."""
-    return "ddpm" if name == "ddpm-guided" else name
+    return "ddpm" if name in GUIDANCE else name
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -334,6 +335,11 @@ def first_indices(labels: Tensor, count: int) -> Tensor:
     classes = labels.unique()
     chosen = [(labels == label).nonzero()[: count // len(classes), 0] for label in classes]
     return torch.cat(chosen).sort().values
+
+
+def is_among(row: str, names: list[str]) -> bool:
+    """Tell whether a row is one of those named, or below one: score/ddpm holds score/ddpm/ddim/20."""
+    return any(f"{row}/".startswith(f"{name.rstrip('/')}/") for name in names)
 
 
 def seconds_a_step(study: Study, name: str) -> float:
@@ -362,7 +368,7 @@ def estimate(study: Study, missing: list[str]) -> float:
     args, total, around = study.args, 0.0, 0 if study.tiny else 1  # around: minutes of all else in a score
     scored = {network_of(row.split("/")[1]) for row in missing if row.startswith(("score", "classifier"))}
     each = {name: seconds_a_step(study, name) / 60 for name in sorted(scored & {"ddpm", "peer"})}
-    each["ddpm-guided"] = 2 * each.get("ddpm", 0)
+    each |= {name: 2 * each.get("ddpm", 0) for name, guidance in GUIDANCE.items() if guidance}
     for kind, name, *rest in (row.split("/") for row in missing):
         if kind == "train":
             total += args.gan_minutes if "gan" in name else 0 if name == "ddpm" and args.ddpm else args.minutes
@@ -428,7 +434,7 @@ def parse() -> argparse.Namespace:
     flag("--peer-shapes", nargs="+", default=[*peer.SHAPES], help="widths and multipliers; the fastest is taken")
     flag("--peer-objective", default="pred_v", help="pred_v, which ours predicts, or pred_noise, its own default")
     flag("--peer-rate", type=float, default=5e-4, help="of Adam; the DDPM's")
-    flag("--rows", nargs="*", metavar="PREFIX", help="only rows that begin so, such as train/ddpm score/ddpm")
+    flag("--rows", nargs="*", metavar="NAME", help="only these, or those below them, such as train/ddpm score/ddpm")
     flag("--work", type=Path, help=f"finished rows, beside a folder of the same name; {WORK}, with --tiny nowhere")
     flag("--report-only", action="store_true", help="make no row, print the tables of the work file")
     args = parser.parse_args()
@@ -459,7 +465,7 @@ def main() -> None:
             return
         stack.enter_context(shared.locked(work.with_suffix(".lock")))
         done, _ = reports.latest(study.rows())
-        wanted = [row for row in rows(with_peer) if not args.rows or row.startswith(tuple(args.rows))]
+        wanted = [row for row in rows(with_peer) if not args.rows or is_among(row, args.rows)]
         missing = [row for row in wanted if row not in done]
         if missing:
             shared.warn_of_load(max(1.0, 0.5 * (os.cpu_count() or 1)))
