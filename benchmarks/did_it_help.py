@@ -3,11 +3,12 @@
     CIFARKIT_DATA=<folder with cifar10-train.npz> python benchmarks/did_it_help.py --minutes 60
 
 500 real images a class are taken. A diffusion model is trained on these alone (examples/train_ddpm.py), and makes a
-balanced set. A small SpeedNet is then trained on real images; real ones with classical augmentation (crops and flips);
-real and generated ones without it; and both with it. All arms make the same number of updates of the same batch size;
-of one seed all begin with the same weights. Differences are paired by the seed, their intervals Student's t over seeds.
-The generator itself is trained with flips, so what it makes brings some of the classical augmentation along. Whether it
-copies its few images is looked at: nearest training images, against those of test images.
+balanced set with a guidance of 1. A small SpeedNet is then trained on real images; real ones with classical
+augmentation (crops and flips); real and generated ones without it; and both with it. All arms make the same number of
+updates of the same batch size; of one seed all begin with the same weights. Differences are paired by the seed, their
+intervals Student's t over seeds. The generator itself is trained with flips, so what it makes brings some of the
+classical augmentation along. Whether it copies its few images is looked at: nearest training images, against those of
+test images.
 
 With --ddpm the generator is one that examples/train_ddpm.py trained on all images before, and all 5,000 real images a
 class are taken; that is another study, in another file.
@@ -35,7 +36,7 @@ from report import DATA, Report, Table, arguments, destination
 from cifarkit import data, generation, plots
 
 WORK = Path("runs/did_it_help.jsonl")
-VERSION = 4  # of the recipes and figures below: trainings of another one are not taken over
+VERSION = 5  # of the recipes and figures below: trainings of another one are not taken over
 GRID_EPOCHS = 25  # between two grids: epochs of 5,000 images are short, and the plan leaves a tenth for all but updates
 ARMS = {  # title, classical augmentation, generated images
     "real": ("real", False, False),
@@ -58,15 +59,20 @@ def make_images(args: argparse.Namespace, real: data.ImageDataset, folder: Path)
     about = {
         "sampler": "DPM-Solver++ 2M, quadratic",
         "steps": args.sampler_steps,
+        "guidance": args.guidance,
         "weights": generation.weights_hash(network),
     }
     return generation.generate_dataset(
-        shared.ddpm_sample(network, "dpm-solver", args.sampler_steps, real.image_shape),
+        shared.ddpm_sample(network, "dpm-solver", args.sampler_steps, real.image_shape, args.guidance),
         classes=real.classes,
         per_class=args.generated_per_class,
-        folder=folder / f"generated-{args.generated_per_class}-{args.sampler_steps}",
+        folder=folder / f"generated-{name_images(args)}",
         about=about,
     )
+
+
+def name_images(args: argparse.Namespace) -> str:
+    return f"{args.generated_per_class}-{args.sampler_steps}-{args.guidance:g}"
 
 
 def train_generator(args: argparse.Namespace, real: data.ImageDataset, folder: Path) -> Path:
@@ -86,7 +92,7 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
     """Return how long the generator was trained, and whether it copies; draw the nearest pairs."""
     test_set = shared.load_sets(args.tiny)[2]
     check = generation.check_copies(real.images, fake.images, test_set.images, mirror=True)
-    pairs = folder / f"copies-{args.generated_per_class}-{args.sampler_steps}.png"
+    pairs = folder / f"copies-{name_images(args)}.png"
     plots.nearest_pairs(fake.images, real.images, *check.copies, path=pairs)
     end = shared.read_end(args.ddpm or folder / "ddpm" / "last.pt")
     return end | {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(pairs)}
@@ -160,6 +166,7 @@ def summarize(found: list[dict[str, Any]], study: dict[str, Any], name: str, pic
             cells = [f"{100 * mean:.2f} ± {100 * half:.2f} %", str(len(values))]
             lines.append([ARMS[arm][0], *cells, f"{statistics.mean(i['seconds'] for i in by_seed.values()):,.0f}"])
     title = f"{study['per_class']:,} real images a class of {study['data']}, {study['generated_per_class']:,} generated"
+    title += f" with a guidance of {study['guidance']:g}"
     columns = ["training images", "test accuracy, mean and 95 % interval", "seeds", "seconds each"]
     report.tables.append(Table(title, columns, lines))
     lines = []
@@ -234,6 +241,7 @@ def parse() -> argparse.Namespace:
     flag("--minutes", type=float, default=60.0, help="of the generator's training")
     flag("--generated-per-class", type=int, default=1_000)
     flag("--sampler-steps", type=int, default=20, help="of DPM-Solver++")
+    flag("--guidance", type=float, default=1.0, help="towards the class")
     flag("--share", type=float, default=0.5, help="of generated images in a batch")
     flag("--steps", type=int, default=500, help="updates of each classifier, batches of 500")
     flag("--seeds", type=int, default=5)
@@ -270,7 +278,7 @@ def publish(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> None
 def main() -> None:
     args = parse()
     data_name = shared.load_sets(args.tiny)[0]
-    names = ("per_class", "minutes", "generated_per_class", "sampler_steps", "share", "steps")
+    names = ("per_class", "minutes", "generated_per_class", "sampler_steps", "guidance", "share", "steps")
     study = {"version": VERSION, "data": data_name, "tiny": args.tiny} | {key: getattr(args, key) for key in names}
     study["ddpm"] = shared.file_hash(args.ddpm) if args.ddpm else None
     study["recipe"] = None if args.ddpm else shared.ddpm_recipe()
