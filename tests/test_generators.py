@@ -89,10 +89,19 @@ def test_a_training_that_fails_is_no_stop(tmp_path: Path, shared: ModuleType) ->
 def test_what_decides_comes_first_and_the_longest_last(load: Any) -> None:
     rows = load("generators").rows(True)
     assert rows[:2] == ["train/ddpm", "train/peer"]
-    assert len(rows) == len({*rows}) == 36
+    assert len(rows) == len({*rows}) == 38
     assert max(map(rows.index, ("classifier/ddpm", "score/peer/ddim/20"))) < rows.index("train/dcgan-plain")
     assert all(row.endswith("/1000") for row in rows[-4:])
     assert not any("peer" in row for row in load("generators").rows(False))
+
+
+def test_a_name_stands_for_all_rows_below_it_and_for_no_other_generator(load: Any) -> None:
+    generators = load("generators")
+    below = [row for row in generators.rows(True) if generators.is_among(row, ["score/ddpm"])]
+    assert len(below) == 12
+    assert not any("guided" in row for row in below)
+    assert generators.is_among("classifier/ddpm", ["train", "classifier/"])
+    assert not generators.is_among("classifier/ddpm-guided", ["train", "classifier/ddpm"])
 
 
 def test_a_row_that_fails_is_noted_and_the_others_are_made(
