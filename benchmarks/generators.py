@@ -55,7 +55,7 @@ THEIRS = [("ddim", 20), ("ddim", 10), ("ddim", 50), ("ddpm", 1000)]
 JUDGED = {"ddpm": ("dpm-solver", 20), "peer": ("ddim", 20)}  # equal calls, for the classifier and the pictures
 GUIDANCE = {"ddpm": 0.0, "ddpm-guided": 1.0, "ddpm-guided-2": 2.0}  # of the DDPM; another value needs another name
 JUDGED |= dict.fromkeys(GUIDANCE, JUDGED["ddpm"])
-SHOWN = ("ddpm", "ddpm-guided-2", "dcgan-strong")  # generators whose pictures the pages show
+SHOWN = ("ddpm", "ddpm-guided-2", "dcgan-strong")  # by the pages; of the first the nearest pairs as well
 CLASSIFIER_IMAGES = 20_000
 FEATURES_OF = "8-minutes"  # the speed recipe of the classifier whose features are compared
 Sample = Callable[[Tensor, generation.SampleGenerators], Tensor]
@@ -414,7 +414,7 @@ def publish(study: Study, path: Path | None) -> None:
         kind, generator, *walk = name.split("/")
         if kind == "score" and generator in SHOWN and walk == [str(part) for part in JUDGED.get(generator, ("-", 1))]:
             shutil.copyfile(item["picture"], DATA.parent / "images" / f"generators-{generator}.png")
-            if "pairs" in item:
+            if generator == SHOWN[0]:
                 shutil.copyfile(item["pairs"], DATA.parent / "images" / f"generators-{generator}-copies.png")
 
 
