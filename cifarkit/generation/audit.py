@@ -17,7 +17,10 @@ _FAKES = 2048  # generated images at a time
 
 
 class Copies(NamedTuple):
-    """The nearest real image of each generated one: Euclidean distances float64 (M,), indices int64 (M,)."""
+    """The nearest real image of each generated one: Euclidean distances float64 (M,), indices int64 (M,).
+
+    Of real images that are equally near it is any.
+    """
 
     distances: Tensor
     indices: Tensor
