@@ -253,6 +253,8 @@ def parse() -> argparse.Namespace:
     if args.tiny:
         args.per_class, args.generated_per_class, args.sampler_steps, args.steps = 20, 10, 2, 3
         args.minutes, args.ddpm = 0.1, None
+    if args.guidance < 0:
+        parser.error(f"--guidance is {args.guidance:g}; give 0 for none, or more")
     if args.seeds < 3:
         parser.error(f"--seeds is {args.seeds}; a mean with its interval wants at least 3")
     return args

@@ -289,9 +289,8 @@ class Study:
         right = cifarkit.predict(network, normalize(made.images)).argmax(1) == made.labels
         grids = self.folder(f"train/{network_of(name)}") / "grids"
         grids.mkdir(parents=True, exist_ok=True)
-        shown = shared.first_of_each(made.images, made.labels, 10)
         picture = grids / f"{name}-{sampler.replace('-', '')}-{steps}.png"
-        plots.image_grid(shown, columns=len(shown) // self.num_classes, path=picture)
+        draw_rows(made, picture)
         figures = found.as_dict() | {"images": count, "sampling_seconds": seconds}
         figures["frechet_few"] = generation.frechet_distance(on_real, self.features(few.images))
         figures["floor_few"] = generation.frechet_distance(on_real, on_others[least])
@@ -336,6 +335,15 @@ def first_indices(labels: Tensor, count: int) -> Tensor:
     classes = labels.unique()
     chosen = [(labels == label).nonzero()[: count // len(classes), 0] for label in classes]
     return torch.cat(chosen).sort().values
+
+
+def draw_rows(made: data.ImageDataset, path: Path) -> None:
+    """Draw the first ten images of each class as a row, with its name over the first."""
+    chosen = first_of_each_class(made, 10 * made.num_classes)
+    order = chosen.labels.argsort(stable=True)
+    new = chosen.labels[order].diff(prepend=torch.tensor([-1])) != 0
+    names = [made.classes[label] if first else "" for label, first in zip(chosen.labels[order], new, strict=True)]
+    plots.image_grid(chosen.images[order], names, columns=10, path=path)
 
 
 def is_among(row: str, names: list[str]) -> bool:
@@ -459,6 +467,8 @@ def main() -> None:
     if not with_peer:
         print(f"WITHOUT THE PEER, {peer.PACKAGE}")
     path = destination(args, "generators")
+    if strange := [name for name in args.rows or [] if not any(is_among(row, [name]) for row in rows(with_peer))]:
+        raise SystemExit(f"--rows {strange[0]} names no row; those there are: {', '.join(rows(with_peer))}")
     with shared.work_file(args, WORK) as work, contextlib.ExitStack() as stack:
         study = Study(args, work)
         if args.report_only:

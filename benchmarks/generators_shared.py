@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import cifarkit
@@ -272,8 +271,3 @@ def work_file(args: argparse.Namespace, usual: Path) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, usual.name)
-
-
-def first_of_each(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the first so many images of each class, a class after the other, for a grid."""
-    return torch.cat([images[labels == label][:count] for label in labels.unique()])

@@ -55,27 +55,22 @@ def train(augmented: bool, share: float, seed: int) -> float:
     batches = data.MixedLoader(loader, fake, share, tell_apart=True) if share else loader
     run = cifarkit.Trainer(max_steps=args.steps, schedule=schedules.one_cycle(), progress=False).fit(task, batches)
     right = cifarkit.predict(model, normalize(test_set.images)).argmax(1) == test_set.labels
-    kinds = [f"{kind} {run.metrics[f'train_acc_{kind}']:.1%}" for kind in ("real", "generated")] if share else []
-    known = f", of the last epoch's images right: {', '.join(kinds)}" if kinds else ""
-    print(
-        f"{'crops and flips' if augmented else 'as they are'}, {share:.0%} generated, seed {seed}: "
-        f"{right.float().mean():.4f}{known}",
-        flush=True,
-    )
+    if share:  # the loader tells both kinds apart, so the task logs them apart
+        known = [f"{kind} {run.metrics[f'train_acc_{kind}']:.1%}" for kind in ("real", "generated")]
+        print(f"images of the last epoch that were right: {', '.join(known)}")
     return right.float().mean().item()
 
 
-def with_interval(values: list[float]) -> str:
-    """Return mean ± half of the interval that holds the true mean at 95 % (Student)."""
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean, and half of the interval that holds the true one at 95 % (Student)."""
     student = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}.get(len(values), 2.26)
-    return f"{statistics.mean(values):+.4f} ± {student * statistics.stdev(values) / len(values) ** 0.5:.4f}"
+    return statistics.mean(values), student * statistics.stdev(values) / len(values) ** 0.5
 
 
 arms = {"real": (False, 0.0), "augmented": (True, 0.0), "generated": (False, args.share), "both": (True, args.share)}
 results = {name: [train(*arm, seed) for seed in range(args.seeds)] for name, arm in arms.items()}
 for name, values in results.items():
-    print(f"{name:10} {with_interval(values).lstrip('+')} (95 % of the mean of {args.seeds} seeds)")
-gain = with_interval([both - control for both, control in zip(results["both"], results["augmented"], strict=True)])
-mean, error = map(float, gain.split(" ± "))
-verdict = "help" if mean > error else "hurt" if mean < -error else "make no clear difference"
-print(f"beside classical augmentation, the generated images {verdict}: {gain} (95 % of the mean)")
+    print("{:10} {:.4f} ± {:.4f}".format(name, *interval(values)), f"(95 % of the mean of {args.seeds} seeds)")
+gain, error = interval([both - own for both, own in zip(results["both"], results["augmented"], strict=True)])
+verdict = "help" if gain > error else "hurt" if gain < -error else "make no clear difference"
+print(f"beside classical augmentation, the generated images {verdict}: {gain:+.4f} ± {error:.4f} (95 % of the mean)")
