@@ -14,6 +14,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def check_method(method: str, activation: Activation | None) -> None:
+    """Refuse an unknown method, and one that cannot have this activation."""
     if method not in ("auto", "dense", "sorted"):
         raise ValueError(f"method={method!r} is unknown; give 'auto', 'dense' or 'sorted'")
     if activation is not None:
@@ -23,6 +24,7 @@ def check_method(method: str, activation: Activation | None) -> None:
 
 
 def check_heads(dim: int, heads: int) -> tuple[int, int]:
+    """Return dim and heads as integers, or raise if the heads do not divide it."""
     dim, heads = check_integer("dim", dim, 1), check_integer("heads", heads, 1)
     if dim % heads:
         raise ValueError(f"heads={heads} must divide dim={dim}")
@@ -30,6 +32,7 @@ def check_heads(dim: int, heads: int) -> tuple[int, int]:
 
 
 def check_nodes(nodes: Tensor, mask: Tensor | None, dim: int, project: nn.Module) -> None:
+    """Refuse nodes that are not (B, N, dim) of the projection's dtype, or a mask that does not fit them."""
     check_float("nodes", nodes, f" (B, N, {dim})")
     if nodes.dim() != 3 or nodes.shape[2] != dim:
         raise ValueError(f"nodes must be (B, N, {dim}); got shape {tuple(nodes.shape)}")
@@ -38,6 +41,7 @@ def check_nodes(nodes: Tensor, mask: Tensor | None, dim: int, project: nn.Module
 
 
 def check_shapes(mask: Tensor | None, query: Tensor, key: Tensor, *value: Tensor) -> None:
+    """Refuse query, key and value whose shapes do not fit each other, or a mask that does not fit the keys."""
     for name, tensor in zip(("query", "key", "value"), (query, key, *value), strict=False):
         check_float(name, tensor)
     fits = query.dim() == key.dim() == 3 and query.shape[:2] == key.shape[:2]
@@ -48,6 +52,7 @@ def check_shapes(mask: Tensor | None, query: Tensor, key: Tensor, *value: Tensor
 
 
 def check_float(name: str, value: Tensor, shape: str = "") -> None:
+    """Refuse what is no tensor of floating point; shape says in the message what would do."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; give a tensor{shape} of floating point")
     if not value.is_floating_point():
@@ -55,6 +60,7 @@ def check_float(name: str, value: Tensor, shape: str = "") -> None:
 
 
 def check_mask(mask: Tensor | None, name: str, tensor: Tensor, place: int) -> None:
+    """Refuse a mask that is not bool of the batch and of one axis of the tensor, and an axis without a node."""
     wanted = (tensor.shape[0], tensor.shape[place])
     if not wanted[1]:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: a softmax needs at least one node")
