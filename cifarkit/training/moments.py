@@ -69,6 +69,8 @@ def require_optimizer_state(saved: Mapping[str, Any], optimizer: Optimizer, wher
         refusal = _refusal_of(group, optimizer)
         if refusal is not None and _refusal_of(own, optimizer) is None:
             raise ValueError(f"{place} holds settings that {type(optimizer).__name__} does not take: {refusal}")
+        if group.get("capturable") and not own.get("capturable") and any(item.is_cpu for item in own["params"]):
+            raise ValueError(f"{place}['capturable'] is true, which PyTorch takes only for parameters on a GPU")
         members |= {number: (parameter, index) for number, parameter in zip(numbers, own["params"], strict=True)}
     _require_states(entry(saved, "state", TABLE, where), members, f"{where}['state']")
     # Adafactor and those of others may keep something else for each parameter.

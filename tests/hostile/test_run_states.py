@@ -203,6 +203,7 @@ def numpy_state(position: int) -> Any:
         (("optimizers", "model", "param_groups", 0, "base_rate"), 10**400),
         (("optimizers", "model", "param_groups", 0, "weight_decay"), 1e40),
         (("optimizers", "model", "param_groups", 0, "amsgrad"), True),
+        (("optimizers", "model", "param_groups", 0, "capturable"), True),  # of a run on a GPU
         (("optimizers", "model", "state", 2, "exp_avg"), torch.zeros(3)),
         (("optimizers", "model", "state", 0, "exp_avg"), torch.zeros(1).expand(2, 3, 3, 3)),
         (("optimizers", "model", "state", 4, "exp_avg"), torch.zeros(15).as_strided((8, 8), (1, 1))),
