@@ -55,7 +55,8 @@ _SCALER = {
     "growth_factor": Kind("a finite float above 1", lambda value: type(value) is float and 1 < value < math.inf),
     "backoff_factor": Kind("a number between 0 and 1", lambda value: POSITIVE.fits(value) and value < 1),
     "growth_interval": COUNT,
-    "_growth_tracker": COUNT,
+    # PyTorch keeps it as an int32.
+    "_growth_tracker": Kind("an integer from 0 to 2**31 - 1", lambda value: COUNT.fits(value) and value < 2**31),
 }
 
 

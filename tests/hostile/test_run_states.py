@@ -188,6 +188,7 @@ def numpy_state(position: int) -> Any:
         (("scalers", "model", "scale"), 1e40),
         (("scalers", "model", "growth_factor"), 10**40),
         (("scalers", "model", "growth_factor"), -2.0),
+        (("scalers", "model", "_growth_tracker"), 2**62),
         (("run", "meters", "epoch", "train_loss"), [1.0]),
         (("run", "history"), []),
         (("task", "model.0.weight"), torch.zeros(2, 3, 3, 3).to_sparse()),
