@@ -72,7 +72,7 @@ def warn_of_differences(saved: Mapping[str, Any]) -> None:
     differences = [
         f"{name} {_plainly(saved.get(name))} then and {present[name]} now"
         for name in present
-        if name != "seed" and saved.get(name) != present[name]
+        if name != "seed" and _shown(saved.get(name)) != _shown(present[name])
     ]
     if differences:
         warnings.warn(f"the resumed run may not be equal bit for bit: {', '.join(differences)}", stacklevel=2)

@@ -41,9 +41,12 @@ TEXT = Kind("text", lambda value: type(value) is str)
 TABLE = Kind("a dict", lambda value: isinstance(value, Mapping))
 LIST = Kind("a list", lambda value: type(value) is list)
 ROW = Kind("a list or tuple", lambda value: type(value) in (list, tuple))
+_FLOAT = Kind(
+    "a number that is a float", lambda value: NUMBER.fits(value) and not sys.float_info.max < abs(value) < math.inf
+)
 SUM = Kind(
     "[sum, samples]",
-    lambda value: LIST.fits(value) and len(value) == 2 and NUMBER.fits(value[0]) and POSITIVE.fits(value[1]),
+    lambda value: LIST.fits(value) and len(value) == 2 and _FLOAT.fits(value[0]) and POSITIVE.fits(value[1]),
 )
 # Sparse tensors and those without content load, too, but cannot be copied into a network.
 TENSOR = Kind(

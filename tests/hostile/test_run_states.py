@@ -190,6 +190,7 @@ def numpy_state(position: int) -> Any:
         (("scalers", "model", "growth_factor"), -2.0),
         (("scalers", "model", "_growth_tracker"), 2**62),
         (("run", "meters", "epoch", "train_loss"), [1.0]),
+        (("run", "meters", "epoch", "train_loss"), [10**400, 1]),
         (("run", "history"), []),
         (("task", "model.0.weight"), torch.zeros(2, 3, 3, 3).to_sparse()),
         (("task", "model.0.weight"), torch.zeros(2, 3, 3, 3, dtype=torch.int64)),
