@@ -43,11 +43,8 @@ args = parser.parse_args()
 
 def load(train: bool) -> data.ImageDataset:
     file = args.data if train else args.test or args.data
-    if file == "shapes":
-        return data.shapes((300 if args.tiny else 12_000) if train else 500, seed=1 - train)
-    if file == "cifar10":
-        return data.cifar10(args.root, train=train, download=args.download)
-    return data.load_npz(file)
+    drawn = ((300 if args.tiny else 12_000) if train else 500) if file == "shapes" else None
+    return data.load(file, root=args.root, train=train, download=args.download, count=drawn)
 
 
 def number_of(name: str) -> int:

@@ -16,7 +16,7 @@ from cifarkit import data, recipes, training, transforms
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10, cifar100 or a .npz file")
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
 flag("--root", default="data", help="where CIFAR lies")
 flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--recipe", default="4-minutes", choices=list(recipes.SPEEDRUN), help="by the time on two cores, or the accuracy")
@@ -28,22 +28,18 @@ flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must 
 flag("--estimate", action="store_true", help="only say how long it would take")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
-if args.test == "" and args.data.endswith(".npz"):
+if args.test == "" and args.data not in ("shapes", "cifar10", "cifar100"):
     parser.error(f"--test FILE: {args.data} holds no test images of its own")
 
 
 def load(source: str, train: bool) -> data.ImageDataset:
-    if source == "shapes":
-        return data.shapes(20_000 if train else 2_000, seed=1 - train)
-    if source in ("cifar10", "cifar100"):
-        return getattr(data, source)(args.root, train=train, download=args.download)
-    return data.load_npz(source)
+    count = 600 if args.tiny and train else None
+    return data.load(source, root=args.root, train=train, download=args.download, count=count)
 
 
 cifarkit.seed_everything(args.seed)
 everything = load(args.data, train=True)
-train_set = everything.split(600)[0] if args.tiny else everything
-train_set, *held_out = train_set.split(1 - args.val, args.val) if args.val else [train_set]
+train_set, *held_out = everything.split(1 - args.val, args.val) if args.val else [everything]
 recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
 normalize = transforms.Normalize(*train_set.mean_std())
 

@@ -59,16 +59,12 @@ if args.test == "" and not official:
 
 
 def load(source: str, train: bool) -> data.ImageDataset:
-    if source == "shapes":
-        return data.shapes(20_000 if train else 2_000, seed=1 - train)
-    if source in ("cifar10", "cifar100"):
-        return getattr(data, source)(args.root, train=train, download=args.download)
-    return (data.load_npz if Path(source).is_file() else data.image_folder)(source)
+    count = 600 if args.tiny and train else None
+    return data.load(source, root=args.root, train=train, download=args.download, count=count)
 
 
 seed_everything(args.seed)
-everything = load(args.data, train=True)
-train_set, val_set = (everything.split(600)[0] if args.tiny else everything).split(0.9, 0.1)
+train_set, val_set = load(args.data, train=True).split(0.9, 0.1)
 normalize = transforms.Normalize(*train_set.mean_std())
 flip = transforms.AlternatingFlip() if args.alternating_flip else transforms.RandomHorizontalFlip()
 augmentation = [transforms.RandomCrop(train_set.image_shape[1:], args.padding), flip]

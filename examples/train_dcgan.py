@@ -39,13 +39,7 @@ if args.tiny:
     args.base_channels, args.epochs = 8, 1
 
 cifarkit.seed_everything(args.seed)
-if args.data == "shapes":
-    train_set = data.shapes(300 if args.tiny else 20_000)
-elif args.data == "cifar10":
-    train_set = data.cifar10(args.root, download=args.download)
-else:
-    train_set = data.load_npz(args.data)
-train_set = train_set.split(300)[0] if args.tiny else train_set
+train_set = data.load(args.data, root=args.root, download=args.download, count=300 if args.tiny else None)
 to_signed = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Normalize(0.5, 0.5)])  # to [-1, 1]
 part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
 choices = {"drop_last": True, "seed": args.seed, "transform": to_signed, **part}

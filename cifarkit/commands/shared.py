@@ -41,18 +41,12 @@ def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
     """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own."""
     if args.size is not None and (args.data in _OFFICIAL or Path(args.data).is_file()):
         raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
-    if args.data == "shapes":
-        count = TINY if args.tiny else 20_000 if train else 2_000
-        return data.shapes(count, seed=0 if train else 1)
     if args.data in _OFFICIAL:
-        source = data.cifar10 if args.data == "cifar10" else data.cifar100
-        images = source(args.root, train=train, download=args.download)
-    else:
-        path = Path(args.data)
-        if not path.exists():
-            raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(_OFFICIAL)}")
-        whole = data.load_npz(path) if path.is_file() else data.image_folder(path, size=args.size)
-        images = whole.split(0.9, 0.1, seed=0)[0 if train else 1]
+        count = TINY if args.tiny else None
+        return data.load(args.data, root=args.root, train=train, download=args.download, count=count)
+    if not Path(args.data).exists():
+        raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(_OFFICIAL)}")
+    images = data.load(args.data, size=args.size).split(0.9, 0.1, seed=0)[0 if train else 1]
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
 

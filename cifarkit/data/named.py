@@ -1,0 +1,54 @@
+"""Images by a name or a path, as scripts take them from a flag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cifarkit.checks import check_integer
+from cifarkit.data.dataset import ImageDataset
+from cifarkit.data.pictures import image_folder
+from cifarkit.data.shapes import shapes
+from cifarkit.data.sources import cifar10, cifar100, load_npz
+from cifarkit.files import shown
+
+_OFFICIAL = {"cifar10": cifar10, "cifar100": cifar100}
+_NAMES = ("shapes", *_OFFICIAL)
+
+
+def load(
+    source: str | Path,
+    *,
+    root: str | Path = "data",
+    train: bool = True,
+    download: bool = False,
+    size: int | None = None,
+    count: int | None = None,
+) -> ImageDataset:
+    """Read the images that a name or a path stands for.
+
+    Args:
+        source: "shapes", "cifar10", "cifar100", a .npz file (:func:`load_npz`) or a folder with one folder a class
+            (:func:`image_folder`).
+        root: folder that holds CIFAR, or receives it.
+        train: training images if true, else test images; a file or folder is read whole in either case.
+        download: fetch CIFAR if root has none.
+        size: side in pixels of the pictures of a folder, and of shapes.
+        count: at most so many images, about as many of each class; by default all of them, of shapes 20,000 for
+            training and 2,000 for testing.
+    Raises:
+        FileNotFoundError: if there is no such file or folder, or no CIFAR in root.
+        TypeError, ValueError: if an argument is out of range, or a file is damaged.
+    """
+    count = None if count is None else check_integer("count", count, 1)
+    if source == "shapes":
+        return shapes(count or (20_000 if train else 2_000), seed=0 if train else 1, size=size or 32)
+    path = Path(source).expanduser()
+    if size is not None and not path.is_dir():
+        raise ValueError(f"size={size} is for a folder of pictures or shapes; leave it out for {shown(source)}")
+    if source in _OFFICIAL:
+        images = _OFFICIAL[str(source)](root, train=train, download=download)
+    elif path.exists():
+        images = image_folder(path, size=size) if path.is_dir() else load_npz(path)
+    else:
+        raise FileNotFoundError(f"there is no file or folder {shown(source)}; give one, or {', '.join(_NAMES)}")
+    return images if count is None or count >= len(images) else images.split(count)[0]
