@@ -37,6 +37,8 @@ flag("--tiny", action="store_true", help="a few seconds, to see that it works; w
 args = parser.parse_args()
 if not (args.run or args.tiny):
     parser.error("--run FOLDER is needed: images of an untrained network are noise")
+if args.run and not Path(args.run, "flags.json").is_file():
+    parser.error(f"--run {args.run} holds no flags.json, which train_ddpm.py writes")
 trained = {"data": "shapes", "root": "data", "base_channels": 8, "multipliers": [1, 1], "patch": 1}
 trained |= {"target": "noise", "linear": False, "tiny": True}
 if args.run:
