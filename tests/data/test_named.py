@@ -30,7 +30,7 @@ def test_shapes_are_drawn_anew_for_testing() -> None:
 @pytest.mark.parametrize("train", [True, False])
 def test_cifar_is_read_from_root(root: Path, train: bool) -> None:
     assert same(data.load("cifar10", root=root, train=train), data.cifar10(root, train=train))
-    with pytest.raises(FileNotFoundError, match="CIFAR-100 is not in .*download=True"):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-100 is not in .*download=True"):
         data.load("cifar100", root=root, train=train)
 
 
@@ -62,5 +62,5 @@ def test_what_is_no_source_is_named(root: Path) -> None:
         data.load("cifar10", root=root, size=28)
     with pytest.raises(ValueError, match="count=0"):
         data.load("shapes", count=0)
-    with pytest.raises(TypeError, match="count=2.5"):
+    with pytest.raises(TypeError, match=r"count=2\.5"):
         data.load("shapes", count=2.5)  # type: ignore[arg-type]
