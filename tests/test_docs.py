@@ -215,7 +215,8 @@ def test_a_typed_table_of_figures_says_where_they_are_from(path: Path) -> None:
 
 def test_figures_in_the_prose_of_the_results_are_those_of_its_tables() -> None:
     text = prose(DOCS / "results.md")
-    made = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,.]*\d|\d", "".join(made_tables(text)))]
+    figure = r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?!\.?\d)"  # 1,234.5 but no version, as 3.11.7
+    made = [float(number.replace(",", "")) for number in re.findall(figure, "".join(made_tables(text)))]
     untold = re.findall(r"(?<![\w.,])\d+\.\d+(?![.\d])", TYPED.sub("", tables.PLACE.sub("", text)))
     digits = {number: len(number.partition(".")[2]) for number in untold}
     known = {f"{value:.{count}f}" for count in {*digits.values()} for value in made}
