@@ -30,7 +30,7 @@ for name, value in {"base-channels": 64, "patch": 1, "epochs": 20, "batch-size":
     flag(f"--{name}", type=int, default=value)
 for name, rate in {"lr": 5e-4, "dropout": 0.0, "label-dropout": 0.1, "guidance": 0.0}.items():
     flag(f"--{name}", type=float, default=rate)
-flag("--velocity", dest="target", action="store_const", const="velocity", default="noise", help="predict that")
+flag("--velocity", dest="target", action="store_const", const="velocity", default="noise", help="instead of noise")
 flag("--min-snr", type=float, help="bound on the weight of nearly clean images, such as 5; without it all weigh 1")
 flag("--log-snr", type=float, nargs=2, help="mean and deviation of log SNR in training, such as 2.4 2.4")
 flag("--muon", type=float, metavar="RATE", help="step convolutions by Muon, such as 0.015, and the rest by Adam")
