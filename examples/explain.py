@@ -22,10 +22,10 @@ from cifarkit.transforms import Normalize
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10 or a .npz file to train on")
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder, to train on")
 flag("--test", help="a .npz file with the images to choose from; --data has them otherwise")
-flag("--root", default="data", help="where CIFAR-10 lies")
-flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+flag("--root", default="data", help="where CIFAR lies")
+flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--model", default="speednet", choices=["speednet", "resnet18", "vit"])
 flag("--attention", default="graph", choices=["graph", "self"], help="of vit")
 flag("--weights", help="of the model: a run's best.pt or last.pt, or a file of save_weights")

@@ -51,7 +51,7 @@ count = 300 if trained["tiny"] else None
 train_set, test_set = (
     data.load(trained["data"], root=args.root or trained["root"], train=train, count=count) for train in (True, False)
 )
-if trained["data"] not in ("shapes", "cifar10", "cifar100"):
+if trained["data"] not in data.NAMED:
     train_set, test_set = train_set.split(0.98, 0.02)  # as train_ddpm.py does: it never saw the 2 %
 classes, normalize = train_set.classes, transforms.Normalize(*train_set.mean_std())
 device = choose_device(distributed.own_device("auto"))  # a GPU if there is one, for each process its own

@@ -15,10 +15,10 @@ from cifarkit.transforms import AlternatingFlip, Compose, Normalize, RandomCrop
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
-flag("--test", metavar="SOURCE", help="score on test images, too: shapes, cifar10 or a .npz file")
-flag("--root", default="data", help="where CIFAR-10 lies")
-flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+flag("--test", metavar="SOURCE", help="score on test images, too: a source as for --data")
+flag("--root", default="data", help="where CIFAR lies")
+flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--weights", help="DEFAULT or a file for resnet18: a run's last.pt, or a state_dict")
 flag("--attention", default="graph", choices=["graph", "self"])
 flag("--epochs", type=int, default=6, help="of the small network")

@@ -28,7 +28,7 @@ flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must 
 flag("--estimate", action="store_true", help="only say how long it would take")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
-if args.test == "" and args.data not in ("shapes", "cifar10", "cifar100"):
+if args.test == "" and args.data not in data.NAMED:
     parser.error(f"--test FILE: {args.data} holds no test images of its own")
 
 

@@ -53,7 +53,7 @@ flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must 
 flag("--test", metavar="SOURCE", nargs="?", const="", help="look at the test images, once, at the end")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
-official = args.data in ("shapes", "cifar10", "cifar100")
+official = args.data in data.NAMED
 if args.test == "" and not official:
     parser.error("--test needs the file or folder of the test images: --test SOURCE")
 

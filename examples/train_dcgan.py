@@ -20,9 +20,9 @@ from cifarkit.training import DifferentiableAugmentation, GANHealth, GANTask, Sa
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
-flag("--root", default="data", help="where CIFAR-10 lies")
-flag("--download", action="store_true", help="fetch CIFAR-10 if it is not there")
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+flag("--root", default="data", help="where CIFAR lies")
+flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--recipe", default="strong", choices=["plain", "strong"])
 flag("--base-channels", type=int, default=64)
 flag("--epochs", type=int, default=50)

@@ -16,9 +16,9 @@ from cifarkit import data, models, plots, schedules, seed_everything, training, 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
-flag("--data", default="shapes", help="shapes, cifar10 or a .npz file")
-flag("--test", metavar="SOURCE", help="score on test images at the end, too: shapes, cifar10 or a .npz file")
-flag("--root", default="data", help="where CIFAR-10 lies")
+flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
+flag("--test", metavar="SOURCE", help="score on test images at the end, too: a source as for --data")
+flag("--root", default="data", help="where CIFAR lies")
 flag("--attention", default="graph", choices=["graph", "self"])
 sizes = {"patch-size": 4, "dim": 192, "depth": 6, "heads": 3, "epochs": 10, "batch-size": 256, "cutout": 0, "seed": 0}
 for name, default in (sizes | {"weight-decay": 0.05, "label-smoothing": 0.1}).items():
@@ -28,7 +28,7 @@ flag("--lr", type=float, help="0.02 for Muon, 0.001 for AdamW")
 flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
 flag("--minutes", type=float, help="stop after so long")
 flag("--resume", metavar="FOLDER")
-switches = {"download": "CIFAR-10 if it is not there", "tiny": "a few seconds, to see that it works", "cutmix": None}
+switches = {"download": "CIFAR if it is not there", "tiny": "a few seconds, to see that it works", "cutmix": None}
 for name, text in (switches | {"trivial-augment": "one more random change an image, of the milder kind"}).items():
     flag(f"--{name}", action="store_true", help=text)
 args = parser.parse_args()

@@ -14,7 +14,6 @@ from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training import Logger, Run, distributed
 
 _SETTINGS = "settings.json"
-_OFFICIAL = ("shapes", "cifar10", "cifar100")
 _NEEDED = {  # what `train` notes of each kind of network
     "classifier": ("network", "classes", "image_size", "mean", "std", "flags"),
     "diffusion model": ("network", "classes", "image_shape", "flags"),
@@ -39,13 +38,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
     """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own."""
-    if args.size is not None and (args.data in _OFFICIAL or Path(args.data).is_file()):
+    if args.size is not None and (args.data in data.NAMED or Path(args.data).is_file()):
         raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
-    if args.data in _OFFICIAL:
+    if args.data in data.NAMED:
         count = TINY if args.tiny else None
         return data.load(args.data, root=args.root, train=train, download=args.download, count=count)
     if not Path(args.data).exists():
-        raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(_OFFICIAL)}")
+        raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(data.NAMED)}")
     images = data.load(args.data, size=args.size).split(0.9, 0.1, seed=0)[0 if train else 1]
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 

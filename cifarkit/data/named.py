@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cifarkit.checks import check_integer
+from cifarkit.checks import check_integer, check_path
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.data.pictures import image_folder
 from cifarkit.data.shapes import shapes
 from cifarkit.data.sources import cifar10, cifar100, load_npz
 from cifarkit.files import shown
 
-_OFFICIAL = {"cifar10": cifar10, "cifar100": cifar100}
-_NAMES = ("shapes", *_OFFICIAL)
+_CIFAR = {"cifar10": cifar10, "cifar100": cifar100}
+NAMED = ("shapes", *_CIFAR)  # what load knows by name; these alone have test images of their own
 
 
 def load(
@@ -42,13 +42,13 @@ def load(
     count = None if count is None else check_integer("count", count, 1)
     if source == "shapes":
         return shapes(count or (20_000 if train else 2_000), seed=0 if train else 1, size=size or 32)
-    path = Path(source).expanduser()
+    path = check_path("source", source).expanduser()
     if size is not None and not path.is_dir():
         raise ValueError(f"size={size} is for a folder of pictures or shapes; leave it out for {shown(source)}")
-    if source in _OFFICIAL:
-        images = _OFFICIAL[str(source)](root, train=train, download=download)
+    if source in _CIFAR:
+        images = _CIFAR[str(source)](root, train=train, download=download)
     elif path.exists():
         images = image_folder(path, size=size) if path.is_dir() else load_npz(path)
     else:
-        raise FileNotFoundError(f"there is no file or folder {shown(source)}; give one, or {', '.join(_NAMES)}")
+        raise FileNotFoundError(f"there is no file or folder {shown(source)}; give one, or {', '.join(NAMED)}")
     return images if count is None or count >= len(images) else images.split(count)[0]

@@ -60,6 +60,8 @@ def test_what_is_no_source_is_named(root: Path) -> None:
         data.load("cifar")
     with pytest.raises(ValueError, match=r"size=28 is for a folder of pictures or shapes; leave it out for cifar10"):
         data.load("cifar10", root=root, size=28)
+    with pytest.raises(TypeError, match="source"):
+        data.load(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count=0"):
         data.load("shapes", count=0)
     with pytest.raises(TypeError, match=r"count=2\.5"):
