@@ -360,12 +360,9 @@ def seconds_a_step(study: Study, name: str) -> float:
         choice = peer.Choice(study.args.peer_shapes[0], "channels_last", study.args.peer_objective)
         sample = peer.sample_from(peer.build(choice, study.num_classes, steps=2), choice.layout)
     else:
-        width, multipliers = shared.WIDTH, shared.MULTIPLIERS
-        if study.tiny:
-            width, multipliers = shared.TINY_WIDTH, shared.TINY_MULTIPLIERS
-        shape = {"base_channels": width, "multipliers": multipliers, "patch": shared.PATCH}
-        network = models.UNet(num_classes=study.num_classes, **shape)
-        sample = shared.ddpm_sample(network, "dpm-solver", 2, study.train_set.image_shape)
+        shape = study.train_set.image_shape
+        network = (shared.TINY if study.tiny else shared.RECIPE).network(study.num_classes, shape)
+        sample = shared.ddpm_sample(network, "dpm-solver", 2, shape)
     sample(labels, generators)  # the first call warms up
     started = time.monotonic()
     sample(labels, generators)

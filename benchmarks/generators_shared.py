@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,10 @@ from cifarkit import data, diffusion, generation, recipes, schedules, training, 
 from cifarkit.models import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEDULE = diffusion.NoiseSchedule.cosine()
-WIDTH, MULTIPLIERS, PATCH = 64, (1, 2, 2), 2  # of the U-Net of 6.5 M parameters
 TRAIN_DDPM = Path("examples", "train_ddpm.py")
-RECIPE = ["--patch", str(PATCH), "--velocity", "--log-snr", "2.4", "2.4", "--muon", "0.015", "--batch-size", "64"]
-RECIPE += ["--precision", "bf16-mixed"]
-TINY_WIDTH, TINY_MULTIPLIERS = 8, (1, 1)  # what examples/train_ddpm.py --tiny builds
+RECIPE = recipes.DDPM["strong"]
+TINY = replace(RECIPE, base_channels=8, multipliers=(1, 1))  # what examples/train_ddpm.py --tiny builds
+SCHEDULE = RECIPE.noise_schedule
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -54,7 +52,8 @@ def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool, eve
         every: epochs between two grids; short epochs want them seldom, since the plan leaves a tenth for all of that.
     """
     command = [sys.executable, str(ROOT / TRAIN_DDPM), "--data", str(source)]
-    command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder), *RECIPE]
+    command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder)]
+    command += ["--precision", "bf16-mixed"]
     command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}", "--every", str(every)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with locked(folder / "lock") as lock:
@@ -126,7 +125,7 @@ def file_hash(path: Path) -> str:
 
 def ddpm_recipe() -> dict[str, Any]:
     """Return what a diffusion model is trained by, so that one of another recipe is not taken for it."""
-    return {"flags": RECIPE, "script": file_hash(ROOT / TRAIN_DDPM)}
+    return {"recipe": json.loads(json.dumps(asdict(RECIPE))), "script": file_hash(ROOT / TRAIN_DDPM)}
 
 
 def read_end(weights: Path, stopped_because: str | None = None) -> dict[str, Any]:
@@ -146,12 +145,11 @@ def read_ddpm(weights: Path, num_classes: int, tiny: bool) -> UNet:
         SystemExit: if it was trained to predict something else, whose samples would be garbage without an error.
     """
     trained = cifarkit.load_checkpoint(weights)["config"]["task"]
-    if (trained["target"], trained["schedule"]) != ("velocity", repr(SCHEDULE)):
+    if (trained["target"], trained["schedule"]) != (RECIPE.target, repr(SCHEDULE)):
         raise SystemExit(
-            f"{weights} predicts {trained['target']} on {trained['schedule']}, not velocity on {SCHEDULE!r}"
+            f"{weights} predicts {trained['target']} on {trained['schedule']}, not {RECIPE.target} on {SCHEDULE!r}"
         )
-    width, multipliers = (TINY_WIDTH, TINY_MULTIPLIERS) if tiny else (WIDTH, MULTIPLIERS)
-    network = UNet(base_channels=width, multipliers=multipliers, patch=PATCH, num_classes=num_classes)
+    network = (TINY if tiny else RECIPE).network(num_classes, (3, 32, 32))
     cifarkit.load_weights(network, weights, average="ema")
     return network
 
@@ -163,8 +161,7 @@ def ddpm_sample(
 
     def sample(labels: Tensor, generators: generation.SampleGenerators) -> Tensor:
         noise = generators.normal(*shape)
-        choices = {"guidance": guidance, "target": "velocity", "schedule": SCHEDULE}
-        denoise = diffusion.as_denoiser(network, labels, **choices)
+        denoise = RECIPE.denoiser(network, labels, guidance=guidance)
         if sampler == "ddpm":
             return diffusion.sample_ddpm(denoise, noise, SCHEDULE, steps=steps, generator=[*generators])
         if sampler == "ddim":  # spaced as the peer's

@@ -72,7 +72,7 @@ augmentation = [] if args.no_augmentation else augmentation
 augmentation += [transforms.RandomRotation(args.rotation)] if args.rotation else []
 augmentation += [transforms.Cutout(args.cutout)] if args.cutout else []
 augment = transforms.Compose([*augmentation, normalize])
-part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
+part = training.own_part()  # of torchrun: rank 0 of world_size 1 if alone
 batch_size = args.batch_size // part["world_size"]
 train_loader = data.Loader(train_set, batch_size, shuffle=True, seed=args.seed, transform=augment, **part)
 val_loader = data.Loader(val_set, 500, transform=normalize, **part)

@@ -41,7 +41,7 @@ if args.tiny:
 cifarkit.seed_everything(args.seed)
 train_set = data.load(args.data, root=args.root, download=args.download, count=300 if args.tiny else None)
 to_signed = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Normalize(0.5, 0.5)])  # to [-1, 1]
-part = {"rank": training.distributed.rank(), "world_size": training.distributed.world_size()}  # 0 and 1 if alone
+part = training.own_part()  # of torchrun: rank 0 of world_size 1 if alone
 choices = {"drop_last": True, "seed": args.seed, "transform": to_signed, **part}
 loader = data.Loader(train_set, args.batch_size // part["world_size"], shuffle=True, **choices)
 

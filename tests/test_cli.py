@@ -1,5 +1,6 @@
 """The command line: help, hints, exit codes, and one small run through train, explain, report and doctor."""
 
+import dataclasses
 import json
 import runpy
 import sys
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cifarkit import commands, data, training
+from cifarkit import commands, data, load_checkpoint, recipes, training
 from cifarkit.commands import shared
+from cifarkit.commands.diffusion import recipe_of
 
 NAMES = ["train", "generate", "explain", "lr-find", "report", "doctor"]
 
@@ -260,7 +262,7 @@ def test_one_process_of_several_trains_on_its_part_and_writes_no_settings(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert shared.own_part() == {"rank": 1, "world_size": 2}
+    assert training.own_part() == {"rank": 1, "world_size": 2}
     shared.write_settings(here, {})
     assert not (here / "settings.json").exists()
 
@@ -272,6 +274,34 @@ def test_a_diffusion_model_is_trained_and_sampled(here: Path) -> None:
     assert [*(folder / "samples").glob("*.png")]
     assert commands.main(["generate", str(folder), "--per-class", "1", "--steps", "2"]) == 0
     assert len([*(folder / "generated").rglob("*.png")]) == 10
+
+
+def test_a_diffusion_model_is_trained_by_the_recipe_and_the_minutes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "0.02", "--folder", "run"]) == 0
+    assert "updates" in capsys.readouterr().out
+    planned = json.loads((here / "run" / "plan.json").read_text())["updates"]
+    checkpoint = load_checkpoint(here / "run" / "last.pt")
+    assert checkpoint["run"]["step"] <= planned
+    recipe = recipe_of(shared.read_settings(here / "run"))
+    assert recipe == dataclasses.replace(recipes.DDPM["strong"], base_channels=8, multipliers=(1, 1))
+    assert checkpoint["config"]["task"]["target"] == recipe.target == "velocity"
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "0", "--folder", "other"]) == 1
+    assert "minutes=0.0 must be above 0" in capsys.readouterr().err
+
+
+def test_a_diffusion_run_of_before_keeps_its_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setitem(recipes.DDPM, "strong", recipes.DiffusionRecipe(patch=2, ema=0.999))
+        assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--folder", "run"]) == 0
+    settings = json.loads((here / "run" / "settings.json").read_text())
+    recipe = recipes.DiffusionRecipe(**settings.pop("recipe"))
+    del settings["flags"]["minutes"]
+    (here / "run" / "settings.json").write_text(json.dumps(settings))
+    assert recipe_of(shared.read_settings(here / "run")) == recipe
+    assert commands.main(["train", "--resume", "run"]) == 0
+    assert commands.main(["generate", "run", "--per-class", "1", "--steps", "2"]) == 0
 
 
 def test_a_rate_is_looked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

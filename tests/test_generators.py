@@ -164,7 +164,7 @@ def test_another_recipe_is_another_training(
     generators = load("generators")
     monkeypatch.setattr(sys, "argv", ["generators.py", "--tiny"])
     before = generators.Study(generators.parse(), tmp_path / "work.jsonl")
-    monkeypatch.setattr(shared, "RECIPE", [*shared.RECIPE, "--lr", "0.001"])
+    monkeypatch.setattr(shared, "RECIPE", dataclasses.replace(shared.RECIPE, lr=0.001))
     after = generators.Study(generators.parse(), tmp_path / "work.jsonl")
     assert before.folder("train/ddpm") != after.folder("train/ddpm")
     assert before.folder("train/dcgan-plain") == after.folder("train/dcgan-plain")

@@ -27,7 +27,7 @@ ROOMS = {  # what each room may import, besides itself
     "attribution": GROUND,
     "plots": GROUND,
     "generation": GROUND | {"data", "diffusion"},
-    "recipes": GROUND | {"data", "transforms", "models", "training"},
+    "recipes": GROUND | {"data", "transforms", "models", "diffusion", "training"},
     "reporting": GROUND,
     "sharing": GROUND | {"training"},
     "cpu": GROUND | {"training"},

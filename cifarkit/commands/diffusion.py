@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from cifarkit import training, transforms
-from cifarkit.commands.shared import SettingsWriter, flags_of, own_part, recorded_flags
+from cifarkit import recipes, training, transforms
+from cifarkit.commands.shared import SettingsWriter, flags_of, has_settings, read_settings, recorded_flags
 from cifarkit.data import ImageDataset, Loader
-from cifarkit.training import schedules
+from cifarkit.diffusion import draw_noise, sample_ddim
 
-if TYPE_CHECKING:
-    from cifarkit.models.unet import UNet
+_TINY = {"base_channels": 8, "multipliers": [1, 1]}
+_EMA_BEFORE = 0.999  # of runs whose settings tell no recipe; it was the plain one
 
 
-def build_network(settings: dict[str, Any]) -> UNet:
-    """Build the U-Net that the settings of a run describe."""
-    from cifarkit.models.unet import UNet
-
-    return UNet(**settings["network"])
+def recipe_of(settings: dict[str, Any]) -> recipes.DiffusionRecipe:
+    """Return the recipe that a run was begun with."""
+    if "recipe" in settings:
+        return recipes.DiffusionRecipe(**settings["recipe"])
+    network = settings["network"]
+    shape = {name: network[name] for name in ("base_channels", "multipliers", "patch") if name in network}
+    return recipes.DiffusionRecipe(**shape, ema=_EMA_BEFORE)
 
 
 def describe(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run, or raise ValueError if the network cannot take the images."""
-    shape = {"base_channels": 8, "multipliers": [1, 1]} if args.tiny else {"base_channels": args.base_channels}
+    shape = _TINY if args.tiny else {"base_channels": args.base_channels}
+    recipe = dataclasses.replace(recipes.DDPM["strong"], **shape)
     channels, *sides = train_set.image_shape
+    network = {"num_classes": train_set.num_classes, "patch": recipe.patch, **shape}
     if channels != 3:  # of three, runs of before say nothing either
-        shape["channels"] = channels
+        network["channels"] = channels
     settings: dict[str, Any] = {
         "kind": "diffusion model",
-        "network": {"num_classes": train_set.num_classes, "patch": 2, **shape},
+        "network": network,
         "classes": list(train_set.classes),
         "image_shape": list(train_set.image_shape),
+        "recipe": dataclasses.asdict(recipe),
         "flags": flags_of(args),
     }
     with torch.device("meta"):  # for a look only
-        multiple = build_network(settings).multiple
+        multiple = recipe.network(train_set.num_classes, train_set.image_shape).multiple
     if any(side % multiple for side in sides):
         raise ValueError(
             f"--recipe ddpm takes images whose sides are multiples of {multiple} pixels; those of --data {args.data} "
@@ -50,44 +57,31 @@ def describe(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any
 def fit(
     settings: dict[str, Any], train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
 ) -> training.Run:
-    """Train with a moving average, whose samples are drawn as the run goes."""
-    from cifarkit.diffusion import NoiseSchedule
-    from cifarkit.training.tasks.diffusion import DiffusionTask
-
-    args = recorded_flags(settings)
+    """Train with a moving average, whose samples are drawn as the run goes; a run that goes on keeps its recipe."""
+    args, recipe = recorded_flags(settings), recipe_of(read_settings(folder) if has_settings(folder) else settings)
+    settings = settings | {"recipe": dataclasses.asdict(recipe)}
+    task, loader = recipe.task(train_set), recipe.loader(train_set, seed=args.seed)
+    length = {"epochs": 1 if args.tiny else args.epochs, "minutes": args.minutes, "timed": 2 if args.tiny else 20}
+    updates = training.plan_updates(folder / "plan.json", task, loader, recipe.settings(), **length)
+    average, epochs = recipe.average(updates), math.ceil(updates / len(loader))
+    grid = _sample_grid(recipe, train_set, folder, max(1, epochs // 10), average, 2 if args.tiny else 31)
+    callbacks = [average, grid, training.ModelCheckpoint(folder, every_n_steps=500)]
+    callbacks += [training.TimeLimit(59 * args.minutes)] if args.minutes else []  # what follows takes time, too
+    loggers = [SettingsWriter(folder, settings), training.CSVLogger(folder)]
+    trainer = recipe.trainer(max_steps=updates, callbacks=callbacks, loggers=loggers)
     to_signed = transforms.Normalize(0.5, 0.5)  # to [-1, 1]
-    augment = transforms.Compose([transforms.RandomHorizontalFlip(), to_signed])
-    part = own_part()
-    loader = Loader(train_set, 128 // part["world_size"], shuffle=True, seed=args.seed, transform=augment, **part)
-    network = build_network(settings)
-    task = DiffusionTask(network, torch.optim.Adam(network.parameters(), 5e-4), NoiseSchedule.cosine())
-    epochs = 1 if args.tiny else args.epochs
-    average = training.ExponentialMovingAverage(0.9 if args.tiny else 0.999)
-    trainer = training.Trainer(
-        max_epochs=epochs,
-        precision="auto",
-        schedule=schedules.cosine(warmup=0.05),
-        gradient_clip_val=1.0,
-        callbacks=[
-            average,
-            _sample_grid(train_set, folder, max(1, epochs // 10), average, 2 if args.tiny else 31),
-            training.ModelCheckpoint(folder, every_n_steps=500),
-        ],
-        loggers=[SettingsWriter(folder, settings), training.CSVLogger(folder)],
-    )
-    return trainer.fit(task, loader, Loader(val_set, 500, transform=to_signed, **part), resume=resume)
+    val_loader = Loader(val_set, 500, transform=to_signed, **training.own_part())
+    return trainer.fit(task, loader, val_loader, resume=resume)
 
 
-def _sample_grid(train_set: ImageDataset, folder: Path, every: int, average: Any, steps: int) -> Any:
+def _sample_grid(
+    recipe: recipes.DiffusionRecipe, train_set: ImageDataset, folder: Path, every: int, average: Any, steps: int
+) -> training.SampleGrid:
     """Make the callback that draws a row of samples of each class, from the same noise each time."""
-    from cifarkit.diffusion import NoiseSchedule, as_denoiser, draw_noise, sample_ddim
-    from cifarkit.training.samples import SampleGrid
-
     labels = torch.arange(min(10, train_set.num_classes)).repeat_interleave(8)
     noise = draw_noise((len(labels), *train_set.image_shape), torch.Generator().manual_seed(0))
-    schedule = NoiseSchedule.cosine()
 
     def sample(task: Any) -> torch.Tensor:
-        return sample_ddim(as_denoiser(task.model, labels), noise, schedule, steps=steps)
+        return sample_ddim(recipe.denoiser(task.model, labels), noise, recipe.noise_schedule, steps=steps)
 
-    return SampleGrid(sample, folder / "samples", every_n_epochs=every, average=average)
+    return training.SampleGrid(sample, folder / "samples", every_n_epochs=every, average=average)

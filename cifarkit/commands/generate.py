@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cifarkit.commands.diffusion import build_network
-from cifarkit.commands.shared import own_part, read_settings
+from cifarkit.commands.diffusion import recipe_of
+from cifarkit.commands.shared import read_settings
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +29,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Sample from the averaged network of the run."""
     from cifarkit import diffusion, generation
-    from cifarkit.training import distributed, load_weights
+    from cifarkit.training import distributed, load_weights, own_part
     from cifarkit.training.precision import choose_device
 
     settings = read_settings(args.run_folder, "diffusion model")
     device = choose_device(distributed.own_device("auto"))
-    network = load_weights(build_network(settings), Path(args.run_folder) / "last.pt", average="ema").to(device)
-    schedule = diffusion.NoiseSchedule.cosine()
+    recipe = recipe_of(settings)
+    network, schedule = recipe.network(len(settings["classes"]), settings["image_shape"]), recipe.noise_schedule
+    load_weights(network, Path(args.run_folder) / "last.pt", average="ema").to(device)
 
     def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
         noise = generator.normal(*settings["image_shape"], device=device)
-        denoiser = diffusion.as_denoiser(network, labels, guidance=args.guidance, schedule=schedule)
+        denoiser = recipe.denoiser(network, labels, guidance=args.guidance)
         return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps, spacing="quadratic")
 
     about = {"sampler": "DPM-Solver++ 2M, quadratic", "steps": args.steps, "guidance": args.guidance}

@@ -19,7 +19,7 @@ _NEEDED = {  # what `train` notes of each kind of network
     "diffusion model": ("network", "classes", "image_shape", "flags"),
 }
 _FLAGS = ("data", "root", "download", "seed", "tiny", "recipe", "val", "epochs", "base_channels")
-_LATER_FLAGS = {"size": None}  # which runs of before did not note
+_LATER_FLAGS = {"size": None, "minutes": None}  # which runs of before did not note
 _KEPT_FLAGS = ("data", "size", "seed", "val", "tiny", "recipe")  # of images and their order: a run keeps them
 _LARGEST = 10_000_000  # bytes of settings
 TINY = 600  # images of --tiny
@@ -49,17 +49,12 @@ def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
 
-def own_part() -> dict[str, Any]:
-    """Return the arguments by which a Loader gives this process, one of those of torchrun, its part of each batch."""
-    return {"rank": distributed.rank(), "world_size": distributed.world_size()}
-
-
 def require_same_run(folder: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError if the folder holds a run of other settings, which would be lost.
 
     Of a run without a checkpoint to go on from only the network has to be the same.
     """
-    if not (folder / _SETTINGS).exists():
+    if not has_settings(folder):
         return
     old = read_settings(folder)
     if any(old[name] != settings[name] for name in ("kind", "network", "classes")):
@@ -76,6 +71,11 @@ def require_same_run(folder: Path, settings: dict[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     """Return a flag so that photos and photos/ are the same."""
     return Path(value) if isinstance(value, str) else value
+
+
+def has_settings(folder: Path) -> bool:
+    """Tell whether a run has been begun in the folder."""
+    return (folder / _SETTINGS).exists()
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Train a classifier in a given time, or a diffusion model, on small images.
 
     python -m cifarkit train --data cifar10 --root data --download --recipe 4-minutes
-    python -m cifarkit train --data cifar10 --recipe ddpm --epochs 60
+    python -m cifarkit train --data cifar10 --recipe ddpm --minutes 120
     python -m cifarkit train --resume runs/<its folder>
     torchrun --nproc-per-node 2 --max-restarts 3 -m cifarkit train --folder runs/two
 
@@ -24,7 +24,6 @@ from cifarkit.commands.shared import (
     flags_of,
     load_images,
     normalization,
-    own_part,
     read_settings,
     recorded_flags,
     require_same_run,
@@ -41,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--recipe", default="4-minutes", choices=names, help=f"{', '.join(names)}; default 4-minutes")
     flag("--val", type=float, default=0.1, help="share of the training images to hold out (default 0.1)")
     flag("--epochs", type=int, default=20, help="of ddpm; a recipe has its own")
+    flag("--minutes", type=float, help="of ddpm: as many updates as fit into them, instead of --epochs")
     flag("--base-channels", type=int, default=64, help="of ddpm's network")
     flag("--name", help="of the run folder")
     flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
@@ -110,7 +110,7 @@ def fit_classifier(
         seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
         if training.distributed.rank() == 0:
             print(f"about {seconds:.0f} s of training on this machine, without validation", flush=True)
-    result = trainer.fit(task, loader, Loader(val_set, 500, transform=normalize, **own_part()), resume=resume)
+    result = trainer.fit(task, loader, Loader(val_set, 500, transform=normalize, **training.own_part()), resume=resume)
     if training.distributed.rank() == 0:
         _draw(task, val_set, normalize, folder)
     return result

@@ -7,6 +7,7 @@ from cifarkit.training.callbacks import Callback, EarlyStopping, LearningRateMon
 from cifarkit.training.checkpoint import ModelCheckpoint, load_checkpoint, load_weights, save_weights
 from cifarkit.training.estimate import estimate_seconds
 from cifarkit.training.health import GANHealth
+from cifarkit.training.loading import own_part
 from cifarkit.training.loggers import CSVLogger, Logger, run_folder
 from cifarkit.training.lr_finder import LearningRateSweep, lr_find
 from cifarkit.training.meters import NonFiniteLossError
@@ -55,6 +56,7 @@ __all__ = [
     "load_weights",
     "lr_find",
     "muon_groups",
+    "own_part",
     "plan_updates",
     "refresh_batchnorm",
     "run_folder",

@@ -16,6 +16,11 @@ from cifarkit.seeding import RngState
 from cifarkit.training.distributed import rank, world_size
 
 
+def own_part() -> dict[str, Any]:
+    """Return the arguments by which a Loader gives this process, one of those of torchrun, its part of each batch."""
+    return {"rank": rank(), "world_size": world_size()}
+
+
 def require_batches(name: str, loader: Any) -> None:
     """Raise TypeError unless loader is an iterable with a length, and ValueError if it is empty or another's part."""
     try:
@@ -30,7 +35,7 @@ def require_batches(name: str, loader: Any) -> None:
     if part is not None and part != (rank(), world_size()):
         raise ValueError(
             f"{name} has rank={part[0]}, world_size={part[1]}, but this is process {rank()} of {world_size()}: "
-            "give Loader(rank=distributed.rank(), world_size=distributed.world_size()) of cifarkit.training, and "
+            "give Loader(**own_part()) of cifarkit.training, and "
             "PyTorch's DataLoader a DistributedSampler"
         )
 

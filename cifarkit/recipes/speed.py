@@ -1,4 +1,4 @@
-"""Whole trainings by name: what is trained, on what images, at what rates, for how long."""
+"""Classifiers that are trained in a given time on a CPU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from cifarkit import transforms
 from cifarkit.checks import check_integer, check_number
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.models import SpeedNet
-from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, distributed, muon_groups
+from cifarkit.training import ClassificationTask, Muon, SelectiveTask, Trainer, distributed, muon_groups, own_part
 
 _WHITENING_IMAGES = 5_000
 _SIDE = 32  # pixels of the images that the recipes were made for
 _SGD_LR = 0.7  # of the kernels without Muon
-UNSURE = 0.25  # share of the test images that get six views instead of one
+UNSURE = 0.25
+"""Share of the test images that get six views instead of one."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +114,9 @@ class SpeedRecipe:
             return transforms.Compose([crop, flip, *cutout, normalize])
 
         stages = transforms.ByEpoch({epoch: augment(side) for epoch, side in self.sides.items()})
-        processes = distributed.world_size()
-        return Loader(
-            train_set,
-            max(1, self._images_a_batch // processes),
-            shuffle=True,
-            drop_last=True,
-            seed=seed,
-            transform=stages,
-            device=device,
-            rank=distributed.rank(),
-            world_size=processes,
-        )
+        batch_size = max(1, self._images_a_batch // distributed.world_size())
+        choices: dict[str, Any] = {"transform": stages, "device": device, **own_part()}
+        return Loader(train_set, batch_size, shuffle=True, drop_last=True, seed=seed, **choices)
 
     def task(self, train_set: ImageDataset) -> ClassificationTask:
         """Make the network, its stem whitened and frozen, and the optimizer; and the same for the proxy, if any.
@@ -197,3 +189,4 @@ SPEEDRUN = {
 it has been run at full size, stands in docs/results.md."""
 
 TINY = SpeedRecipe(epochs=2, widths=(8, 16, 16), sides={0: 24, 1: 32}, batch_size=50, bias_lr=2.0)
+"""Seconds, to see that a script works."""

@@ -1,0 +1,117 @@
+"""Recipes of diffusion models: they build what they say, by the ordinary parts."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from cifarkit import data, diffusion, models, recipes, seed_everything, training, transforms
+from cifarkit.models.unet import UNet
+from cifarkit.recipes import DDPM, DiffusionRecipe
+
+TRAIN = data.shapes(64, size=16)
+SMALL = replace(DDPM["strong"], base_channels=8, multipliers=(1, 1), batch_size=16)
+
+
+def test_the_strong_recipe_trains_like_its_parts_put_together_by_hand() -> None:
+    seed_everything(0)
+    task = SMALL.task(TRAIN)
+    average = SMALL.average(4)
+    SMALL.trainer(max_steps=4, precision="fp32", callbacks=[average], progress=False).fit(
+        task, SMALL.loader(TRAIN, seed=3)
+    )
+
+    seed_everything(0)
+    network = models.UNet(base_channels=8, multipliers=(1, 1), patch=2, num_classes=10)
+    muon = training.Muon(training.muon_groups(network, 0.015, 5e-4, 0.0, adam=True))
+    choices: dict[str, Any] = {"target": "velocity", "log_snr": (2.4, 2.4)}
+    by_hand = training.DiffusionTask(network, muon, diffusion.NoiseSchedule.cosine(), **choices)
+    mirrored = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Normalize(0.5, 0.5)])
+    loader = data.Loader(TRAIN, 16, shuffle=True, seed=3, transform=mirrored)
+    own = training.ExponentialMovingAverage(0.9)
+    rate = training.schedules.cosine(warmup=0.05)
+    training.Trainer(max_steps=4, schedule=rate, gradient_clip_val=1.0, callbacks=[own], progress=False).fit(
+        by_hand, loader
+    )
+    torch.testing.assert_close(task.state_dict(), by_hand.state_dict(), rtol=0, atol=0)
+    with average.swapped(task), own.swapped(by_hand):
+        torch.testing.assert_close(task.state_dict(), by_hand.state_dict(), rtol=0, atol=0)
+
+
+def test_the_plain_recipe_is_that_of_2020() -> None:
+    task = replace(DDPM["plain"], base_channels=8, linear=True).task(TRAIN)
+    assert (task.target, task.min_snr, task.log_snr) == ("noise", None, None)
+    assert type(task.optimizers["model"]) is torch.optim.Adam
+    assert repr(task.schedule) == repr(diffusion.NoiseSchedule.linear())
+
+
+def test_the_strong_network_has_the_size_that_the_docs_name() -> None:
+    with torch.device("meta"):
+        network = DDPM["strong"].network(10, (3, 32, 32))
+    assert round(sum(weight.numel() for weight in network.parameters()) / 1e6, 1) == 6.5
+
+
+def test_a_network_takes_images_of_any_channels() -> None:
+    network = SMALL.network(4, (1, 16, 16))
+    assert network(torch.zeros(2, 1, 16, 16), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("recipe", [*DDPM.values(), replace(SMALL, ema=0.5, min_snr=5.0)])
+def test_a_recipe_survives_json(recipe: DiffusionRecipe) -> None:
+    assert DiffusionRecipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("recipe", [SMALL, replace(SMALL, target="noise", linear=True)])
+def test_the_denoiser_knows_what_the_network_predicts(recipe: DiffusionRecipe) -> None:
+    network = recipe.network(10, (3, 16, 16))
+    torch.nn.init.normal_(network.last.weight, std=0.1)  # it predicts zeros before
+    x, t, labels = torch.randn(2, 3, 16, 16), torch.tensor([5, 700]), torch.tensor([1, 2])
+    choices: dict[str, Any] = {"target": recipe.target, "schedule": recipe.noise_schedule, "guidance": 1.0}
+    expected = diffusion.as_denoiser(network, labels, **choices)(x, t)
+    torch.testing.assert_close(recipe.denoiser(network, labels, guidance=1.0)(x, t), expected, rtol=0, atol=0)
+
+
+def test_the_average_remembers_a_twentieth_unless_told() -> None:
+    assert SMALL.average(2_000).decay == 0.99
+    assert SMALL.average(3).decay == 0.9
+    assert replace(SMALL, ema=0.5).average(2_000).decay == 0.5
+
+
+def test_several_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = SMALL.loader(TRAIN)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shared = SMALL.loader(TRAIN)
+    assert len(shared) == len(alone) == 4
+    assert [len(images) for images, _ in shared] == [8] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
+        ({"lr": 0.0}, r"lr=0.0 must be above 0"),
+        ({"muon": -1.0}, r"muon=-1.0 must be above 0"),
+        ({"ema": 1.0}, r"ema=1.0 must be .* below 1"),
+    ],
+)
+def test_wrong_values_are_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **wrong)
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        replace(SMALL, **dict.fromkeys(wrong, "x"))
+
+
+def test_what_network_and_task_refuse_they_name() -> None:
+    with pytest.raises(ValueError, match="multipliers"):
+        replace(SMALL, multipliers=()).network(10, (3, 16, 16))
+    with pytest.raises(ValueError, match="target='x' is unknown"):
+        replace(SMALL, target="x").task(TRAIN)
+
+
+def test_the_names_are_exported() -> None:
+    assert recipes.DDPM is DDPM
+    assert isinstance(DDPM["plain"].network(2, (3, 32, 32)), UNet)
