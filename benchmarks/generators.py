@@ -361,7 +361,7 @@ def seconds_a_step(study: Study, name: str) -> float:
         sample = peer.sample_from(peer.build(choice, study.num_classes, steps=2), choice.layout)
     else:
         shape = study.train_set.image_shape
-        network = (shared.TINY if study.tiny else shared.RECIPE).network(study.num_classes, shape)
+        network = (shared.RECIPE.tiny() if study.tiny else shared.RECIPE).network(study.num_classes, shape)
         sample = shared.ddpm_sample(network, "dpm-solver", 2, shape)
     sample(labels, generators)  # the first call warms up
     started = time.monotonic()

@@ -27,7 +27,7 @@ from cifarkit.models import UNet
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_DDPM = Path("examples", "train_ddpm.py")
 RECIPE = recipes.DDPM["strong"]
-TINY = replace(RECIPE, base_channels=8, multipliers=(1, 1))  # what examples/train_ddpm.py --tiny builds
+PRECISION = "bf16-mixed"
 SCHEDULE = RECIPE.noise_schedule
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -53,7 +53,7 @@ def train_ddpm(source: str | Path, folder: Path, minutes: float, tiny: bool, eve
     """
     command = [sys.executable, str(ROOT / TRAIN_DDPM), "--data", str(source)]
     command += ["--root", os.environ.get("CIFARKIT_DATA", "data"), "--folder", str(folder)]
-    command += ["--precision", "bf16-mixed"]
+    command += ["--recipe", "strong", "--precision", PRECISION]
     command += ["--tiny"] if tiny else ["--minutes", f"{minutes:g}", "--every", str(every)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with locked(folder / "lock") as lock:
@@ -125,7 +125,8 @@ def file_hash(path: Path) -> str:
 
 def ddpm_recipe() -> dict[str, Any]:
     """Return what a diffusion model is trained by, so that one of another recipe is not taken for it."""
-    return {"recipe": json.loads(json.dumps(asdict(RECIPE))), "script": file_hash(ROOT / TRAIN_DDPM)}
+    files = [file_hash(ROOT / name) for name in (TRAIN_DDPM, Path("cifarkit", "recipes", "ddpm.py"))]
+    return {"recipe": json.loads(json.dumps(asdict(RECIPE))), "precision": PRECISION, "files": files}
 
 
 def read_end(weights: Path, stopped_because: str | None = None) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def read_ddpm(weights: Path, num_classes: int, tiny: bool) -> UNet:
         raise SystemExit(
             f"{weights} predicts {trained['target']} on {trained['schedule']}, not {RECIPE.target} on {SCHEDULE!r}"
         )
-    network = (TINY if tiny else RECIPE).network(num_classes, (3, 32, 32))
+    network = (RECIPE.tiny() if tiny else RECIPE).network(num_classes, (3, 32, 32))
     cifarkit.load_weights(network, weights, average="ema")
     return network
 
@@ -188,7 +189,7 @@ def fit_in_minutes(
         share: of the minutes that updates are planned for; the rest is for averages and saves.
         most_minutes: after which it is stopped; None for the same as planned.
     """
-    settings: dict[str, Any] = {"precision": "bf16-mixed", "schedule": schedules.cosine(warmup=0.05)}
+    settings: dict[str, Any] = {"precision": PRECISION, "schedule": schedules.cosine(warmup=0.05)}
     settings |= {"gradient_clip_val": 1.0}
     plan, length = folder / "plan.json", {"minutes": None if tiny else minutes, "share": share}
     if not tiny and not plan.exists():
@@ -203,7 +204,7 @@ def fit_in_minutes(
 
 def seconds_an_update(task: cifarkit.Task, loader: data.Loader, steps: int = 20) -> float:
     """Time some updates in the precision of :func:`fit_in_minutes`; the task stays as it is."""
-    trial = training.Trainer(precision="bf16-mixed", gradient_clip_val=1.0, max_steps=len(loader), progress=False)
+    trial = training.Trainer(precision=PRECISION, gradient_clip_val=1.0, max_steps=len(loader), progress=False)
     return training.estimate_seconds(trial, task, loader, steps=steps) / len(loader)
 
 

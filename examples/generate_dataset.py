@@ -34,9 +34,10 @@ if not (args.run or args.tiny):
     parser.error("--run FOLDER is needed: images of an untrained network are noise")
 if args.run and not Path(args.run, "flags.json").is_file():
     parser.error(f"--run {args.run} holds no flags.json, which train_ddpm.py writes")
-trained = {"data": "shapes", "root": "data", "tiny": True, "recipe": {"base_channels": 8, "multipliers": [1, 1]}}
+trained, recipe = {"data": "shapes", "root": "data", "tiny": True}, recipes.DDPM["strong"].tiny()
 if args.run:
     trained = json.loads(Path(args.run, "flags.json").read_text())
+    recipe = recipes.DiffusionRecipe.load(Path(args.run, "recipe.json"))
 if args.tiny:
     args.steps, args.per_class = 2, 2
 
@@ -47,7 +48,6 @@ if trained["data"] not in data.NAMED:
     train_set, test_set = train_set.split(0.98, 0.02)  # as train_ddpm.py does: it never saw the 2 %
 classes, normalize = train_set.classes, Normalize(*train_set.mean_std())
 device = training.precision.choose_device(training.distributed.own_device("auto"))  # each process its own
-recipe = recipes.DiffusionRecipe(**trained["recipe"])
 network, schedule = recipe.network(len(classes), train_set.image_shape).to(device), recipe.noise_schedule
 if args.run:
     load_weights(network, Path(args.run, "last.pt"), average="ema")

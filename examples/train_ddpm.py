@@ -23,33 +23,34 @@ flag("--root", default="data", help="where CIFAR lies")
 flag("--download", action="store_true", help="fetch CIFAR if it is not there")
 flag("--recipe", default="strong", choices=[*recipes.DDPM], help="what the next flags change")
 flag("--multipliers", type=int, nargs="+", help="of --base-channels, one a level")
-for name in ("base-channels", "patch", "batch-size"):
-    flag(f"--{name}", type=int)
-for name in ("lr", "muon", "dropout", "label-dropout", "min-snr", "ema"):
-    flag(f"--{name}", type=float)
+for name, value in {"base-channels": None, "patch": None, "batch-size": None, "epochs": 20, "seed": 0}.items():
+    flag(f"--{name}", type=int, default=value)
+flag("--every", type=int, default=5, help="epochs from one grid of samples to the next")
+rates = {"lr": "of Adam", "muon": "of Muon, for convolutions", "ema": "decay of the average", "dropout": None}
+rates |= {"label-dropout": "share of labels left out", "min-snr": "bound on the weight of nearly clean images, as 5"}
+for name, words in rates.items():
+    flag(f"--{name}", type=float, help=words)
 flag("--target", choices=["noise", "velocity"])
 flag("--log-snr", type=float, nargs=2, help="mean and deviation of log SNR in training, such as 2.4 2.4")
 flag("--linear", action="store_true", default=None, help="DDPM's noise schedule instead of the cosine")
-flag("--epochs", type=int, default=20)
 flag("--minutes", type=float, help="plan and stop the training by the time instead of --epochs")
-flag("--seed", type=int, default=0)
 flag("--precision", default="auto", choices=["auto", "fp32", "bf16-mixed", "fp16-mixed"])
-flag("--every", type=int, default=5, help="epochs from one grid of samples to the next")
 flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
+chosen = dataclasses.asdict(recipes.DDPM[args.recipe])
+chosen |= {name: value for name, value in vars(args).items() if name in chosen and value is not None}
+recipe = recipes.DiffusionRecipe(**chosen)
 if args.tiny:
-    args.base_channels, args.multipliers, args.epochs, args.every = 8, [1, 1], 1, 1
-given = {field.name: getattr(args, field.name) for field in dataclasses.fields(recipes.DiffusionRecipe)}
-given = {name: value for name, value in given.items() if value is not None}
-recipe = dataclasses.replace(recipes.DDPM[args.recipe], **given)
+    recipe, args.epochs, args.every = recipe.tiny(), 1, 1
 
 seed_everything(args.seed)
 images = data.load(args.data, root=args.root, download=args.download, count=300 if args.tiny else None)
 train_set, val_set = images.split(0.98, 0.02)
-part = training.own_part()  # of torchrun: rank 0 of world_size 1 if alone
+folder = Path(args.folder or run_folder("ddpm"))
+recipe = recipe.of_run(folder)  # which generate_dataset.py builds the network by, too
 task, loader = recipe.task(train_set), recipe.loader(train_set, seed=args.seed)
-val_loader = data.Loader(val_set, 500, transform=transforms.Normalize(0.5, 0.5), **part)
+val_loader = data.Loader(val_set, 500, transform=transforms.Normalize(0.5, 0.5), **training.own_part())
 labels = torch.arange(train_set.num_classes).repeat_interleave(8)
 noise = diffusion.draw_noise((len(labels), *train_set.image_shape), torch.Generator().manual_seed(0))
 path: list[torch.Tensor] = []  # one image on its way out of noise
@@ -61,7 +62,6 @@ def sample(task: training.DiffusionTask, first: int | None = None) -> torch.Tens
     return diffusion.sample_ddim(watched, noise[:first], task.schedule, steps=steps, spacing="quadratic")
 
 
-folder = Path(args.folder or run_folder("ddpm"))
 settings = recipe.settings() | {"precision": args.precision}
 length = {"epochs": args.epochs, "minutes": args.minutes, "timed": 2 if args.tiny else 20}
 updates = training.plan_updates(folder / "plan.json", task, loader, settings, **length)
@@ -69,10 +69,10 @@ average, saves = recipe.average(updates), training.ModelCheckpoint(folder, every
 grid = training.SampleGrid(sample, folder / "samples", every_n_epochs=args.every, average=average)
 limit = [training.TimeLimit(59 * args.minutes)] if args.minutes else []  # what follows the stop takes time, too
 settings |= {"callbacks": [average, grid, saves, *limit], "loggers": [training.CSVLogger(folder)]}
-if part["rank"] == 0 and not (folder / "last.pt").exists():  # generate_dataset.py builds the network by them
-    (folder / "flags.json").write_text(json.dumps(vars(args) | {"recipe": dataclasses.asdict(recipe)}))
+if training.distributed.rank() == 0 and not (folder / "last.pt").exists():
+    (folder / "flags.json").write_text(json.dumps(vars(args)))
 run = training.Trainer(**settings, max_steps=updates).fit(task, loader, val_loader, resume="auto")
-if part["rank"] == 0:
+if training.distributed.rank() == 0:
     with average.swapped(task):
         path.append(sample(task, 1))
     plots.image_grid(torch.cat(path), path=folder / "path.png", value_range=(-1, 1))

@@ -1,6 +1,5 @@
 """The command line: help, hints, exit codes, and one small run through train, explain, report and doctor."""
 
-import dataclasses
 import json
 import runpy
 import sys
@@ -12,7 +11,6 @@ from PIL import Image
 
 from cifarkit import commands, data, load_checkpoint, recipes, training
 from cifarkit.commands import shared
-from cifarkit.commands.diffusion import recipe_of
 
 NAMES = ["train", "generate", "explain", "lr-find", "report", "doctor"]
 
@@ -284,24 +282,41 @@ def test_a_diffusion_model_is_trained_by_the_recipe_and_the_minutes(
     planned = json.loads((here / "run" / "plan.json").read_text())["updates"]
     checkpoint = load_checkpoint(here / "run" / "last.pt")
     assert checkpoint["run"]["step"] <= planned
-    recipe = recipe_of(shared.read_settings(here / "run"))
-    assert recipe == dataclasses.replace(recipes.DDPM["strong"], base_channels=8, multipliers=(1, 1))
+    recipe = recipes.DiffusionRecipe.load(here / "run" / "recipe.json")
+    assert recipe == recipes.DDPM["strong"].tiny()
     assert checkpoint["config"]["task"]["target"] == recipe.target == "velocity"
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "9", "--folder", "run"]) == 1
+    assert "run holds a run of --minutes 0.02, not 9.0; go on with the flags" in capsys.readouterr().err
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "0", "--folder", "other"]) == 1
     assert "minutes=0.0 must be above 0" in capsys.readouterr().err
+    assert commands.main(["train", "--tiny", "--minutes", "9"]) == 1
+    assert "--minutes 9 is for --recipe ddpm; 4-minutes takes its own time" in capsys.readouterr().err
 
 
-def test_a_diffusion_run_of_before_keeps_its_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diffusion_run_of_before_goes_on_by_its_recipe(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.shapes(60, size=16).save(here / "own.npz")
+    command = ["train", "--data", "own.npz", "--recipe", "ddpm", "--base-channels", "8", "--folder", "run"]
     with monkeypatch.context() as before:
         before.setitem(recipes.DDPM, "strong", recipes.DiffusionRecipe(patch=2, ema=0.999))
-        assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--folder", "run"]) == 0
+        assert commands.main([*command, "--epochs", "1"]) == 0
+    (here / "run" / "recipe.json").unlink()
     settings = json.loads((here / "run" / "settings.json").read_text())
-    recipe = recipes.DiffusionRecipe(**settings.pop("recipe"))
     del settings["flags"]["minutes"]
     (here / "run" / "settings.json").write_text(json.dumps(settings))
-    assert recipe_of(shared.read_settings(here / "run")) == recipe
+    assert commands.main([*command, "--epochs", "2"]) == 0
+    checkpoint = load_checkpoint(here / "run" / "last.pt")
+    assert (checkpoint["run"]["epoch"], checkpoint["config"]["task"]["target"]) == (2, "noise")
     assert commands.main(["train", "--resume", "run"]) == 0
     assert commands.main(["generate", "run", "--per-class", "1", "--steps", "2"]) == 0
+
+
+def test_settings_without_a_size_of_images_are_damaged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--folder", "run"]) == 0
+    settings = json.loads((here / "run" / "settings.json").read_text())
+    for wrong in ([], {}, [3, 32], [3, 32, "x"], None):
+        (here / "run" / "settings.json").write_text(json.dumps(settings | {"image_shape": wrong}))
+        assert commands.main(["generate", "run"]) == 1
+        assert f"image_shape={wrong!r} is no [C, H, W]" in capsys.readouterr().err
 
 
 def test_a_rate_is_looked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

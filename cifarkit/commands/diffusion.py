@@ -15,25 +15,28 @@ from cifarkit.commands.shared import SettingsWriter, flags_of, has_settings, rea
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import draw_noise, sample_ddim
 
-_TINY = {"base_channels": 8, "multipliers": [1, 1]}
-_EMA_BEFORE = 0.999  # of runs whose settings tell no recipe; it was the plain one
 
-
-def recipe_of(settings: dict[str, Any]) -> recipes.DiffusionRecipe:
-    """Return the recipe that a run was begun with."""
-    if "recipe" in settings:
-        return recipes.DiffusionRecipe(**settings["recipe"])
+def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionRecipe:
+    """Return the recipe that a run was begun with; runs of before, which noted none, had the plain one."""
+    if (folder / "recipe.json").exists():
+        return recipes.DiffusionRecipe.load(folder / "recipe.json")
     network = settings["network"]
     shape = {name: network[name] for name in ("base_channels", "multipliers", "patch") if name in network}
-    return recipes.DiffusionRecipe(**shape, ema=_EMA_BEFORE)
+    return recipes.DiffusionRecipe(**shape, ema=0.9 if settings["flags"]["tiny"] else 0.999)
+
+
+def _own_recipe(args: argparse.Namespace) -> recipes.DiffusionRecipe:
+    recipe = recipes.DDPM["strong"]
+    return recipe.tiny() if args.tiny else dataclasses.replace(recipe, base_channels=args.base_channels)
 
 
 def describe(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run, or raise ValueError if the network cannot take the images."""
-    shape = _TINY if args.tiny else {"base_channels": args.base_channels}
-    recipe = dataclasses.replace(recipes.DDPM["strong"], **shape)
-    channels, *sides = train_set.image_shape
-    network = {"num_classes": train_set.num_classes, "patch": recipe.patch, **shape}
+    recipe, (channels, *sides) = _own_recipe(args), train_set.image_shape
+    network: dict[str, Any] = {"num_classes": train_set.num_classes, "patch": recipe.patch}
+    network |= {"base_channels": recipe.base_channels}
+    if args.tiny:  # otherwise, too, runs of before say no more
+        network["multipliers"] = [*recipe.multipliers]
     if channels != 3:  # of three, runs of before say nothing either
         network["channels"] = channels
     settings: dict[str, Any] = {
@@ -41,7 +44,6 @@ def describe(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any
         "network": network,
         "classes": list(train_set.classes),
         "image_shape": list(train_set.image_shape),
-        "recipe": dataclasses.asdict(recipe),
         "flags": flags_of(args),
     }
     with torch.device("meta"):  # for a look only
@@ -58,17 +60,21 @@ def fit(
     settings: dict[str, Any], train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
 ) -> training.Run:
     """Train with a moving average, whose samples are drawn as the run goes; a run that goes on keeps its recipe."""
-    args, recipe = recorded_flags(settings), recipe_of(read_settings(folder) if has_settings(folder) else settings)
-    settings = settings | {"recipe": dataclasses.asdict(recipe)}
+    args, begun = recorded_flags(settings), has_settings(folder) and any(folder.glob("*.pt"))
+    recipe = (read_recipe(folder, read_settings(folder)) if begun else _own_recipe(args)).of_run(folder)
     task, loader = recipe.task(train_set), recipe.loader(train_set, seed=args.seed)
-    length = {"epochs": 1 if args.tiny else args.epochs, "minutes": args.minutes, "timed": 2 if args.tiny else 20}
-    updates = training.plan_updates(folder / "plan.json", task, loader, recipe.settings(), **length)
-    average, epochs = recipe.average(updates), math.ceil(updates / len(loader))
+    epochs = 1 if args.tiny else args.epochs
+    end, updates = {"max_epochs": epochs}, epochs * len(loader)
+    if args.minutes is not None:
+        length = {"epochs": epochs, "minutes": args.minutes, "timed": 2 if args.tiny else 20}
+        updates = training.plan_updates(folder / "plan.json", task, loader, recipe.settings(), **length)
+        end, epochs = {"max_steps": updates}, math.ceil(updates / len(loader))
+    average = recipe.average(updates)
     grid = _sample_grid(recipe, train_set, folder, max(1, epochs // 10), average, 2 if args.tiny else 31)
     callbacks = [average, grid, training.ModelCheckpoint(folder, every_n_steps=500)]
     callbacks += [training.TimeLimit(59 * args.minutes)] if args.minutes else []  # what follows takes time, too
     loggers = [SettingsWriter(folder, settings), training.CSVLogger(folder)]
-    trainer = recipe.trainer(max_steps=updates, callbacks=callbacks, loggers=loggers)
+    trainer = recipe.trainer(**end, callbacks=callbacks, loggers=loggers)
     to_signed = transforms.Normalize(0.5, 0.5)  # to [-1, 1]
     val_loader = Loader(val_set, 500, transform=to_signed, **training.own_part())
     return trainer.fit(task, loader, val_loader, resume=resume)

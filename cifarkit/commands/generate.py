@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cifarkit.commands.diffusion import recipe_of
+from cifarkit.commands.diffusion import read_recipe
 from cifarkit.commands.shared import read_settings
+from cifarkit.files import shown
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,18 +35,21 @@ def run(args: argparse.Namespace) -> int:
 
     settings = read_settings(args.run_folder, "diffusion model")
     device = choose_device(distributed.own_device("auto"))
-    recipe = recipe_of(settings)
-    network, schedule = recipe.network(len(settings["classes"]), settings["image_shape"]), recipe.noise_schedule
-    load_weights(network, Path(args.run_folder) / "last.pt", average="ema").to(device)
+    folder, shape = Path(args.run_folder), settings["image_shape"]
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(f"the settings of {shown(folder)} are damaged: image_shape={shape!r} is no [C, H, W]")
+    recipe = read_recipe(folder, settings)
+    network, schedule = recipe.network(len(settings["classes"]), shape), recipe.noise_schedule
+    load_weights(network, folder / "last.pt", average="ema").to(device)
 
     def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
-        noise = generator.normal(*settings["image_shape"], device=device)
+        noise = generator.normal(*shape, device=device)
         denoiser = recipe.denoiser(network, labels, guidance=args.guidance)
         return diffusion.sample_dpm_solver(denoiser, noise, schedule, steps=args.steps, spacing="quadratic")
 
     about = {"sampler": "DPM-Solver++ 2M, quadratic", "steps": args.steps, "guidance": args.guidance}
     about |= {"schedule": repr(schedule), "weights": generation.weights_hash(network)}
-    folder = Path(args.folder or Path(args.run_folder) / "generated")
+    folder = Path(args.folder or folder / "generated")
     choices = {"per_class": args.per_class, "batch_size": args.batch_size, "seed": args.seed}
     choices |= own_part()  # of torchrun, and so of the images
     made = generation.generate_dataset(sample, classes=settings["classes"], folder=folder, about=about, **choices)

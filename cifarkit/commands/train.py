@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     names = [*recipes.SPEEDRUN, "ddpm"]
     flag("--recipe", default="4-minutes", choices=names, help=f"{', '.join(names)}; default 4-minutes")
     flag("--val", type=float, default=0.1, help="share of the training images to hold out (default 0.1)")
-    flag("--epochs", type=int, default=20, help="of ddpm; a recipe has its own")
+    flag("--epochs", type=int, default=20, help="of ddpm; the others have their own")
     flag("--minutes", type=float, help="of ddpm: as many updates as fit into them, instead of --epochs")
     flag("--base-channels", type=int, default=64, help="of ddpm's network")
     flag("--name", help="of the run folder")
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     resume, folder = args.resume or "auto", args.resume or args.folder
     if args.resume:
         args = recorded_flags(read_settings(args.resume))
+    if args.minutes is not None and args.recipe != "ddpm":
+        raise ValueError(f"--minutes {args.minutes:g} is for --recipe ddpm; {args.recipe} takes its own time")
     seed_everything(args.seed)
     whole = load_images(args, train=True)
     train_set, val_set = whole.split(1 - args.val, args.val)

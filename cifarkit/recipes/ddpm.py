@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from cifarkit import transforms
 from cifarkit.checks import check_integer, check_number
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import NoiseSchedule, as_denoiser
-from cifarkit.diffusion.denoiser import NetworkDenoiser
+from cifarkit.diffusion.denoiser import NetworkDenoiser, check_target
+from cifarkit.diffusion.noise_levels import check_log_snr
+from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.models import UNet
 from cifarkit.training import (
     DiffusionTask,
@@ -26,6 +30,9 @@ from cifarkit.training import (
     own_part,
     schedules,
 )
+
+_FILE = "recipe.json"
+_LARGEST = 100_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,10 @@ class DiffusionRecipe:
         linear: DDPM's noise schedule instead of the cosine one.
         batch_size: images an update, of all processes together.
         lr: peak rate of Adam.
-        muon: peak rate of :class:`Muon` for the kernels of convolutions; None leaves them to Adam, too.
+        muon: peak rate of :class:`Muon` for the kernels of convolutions; None leaves them to Adam as well.
         ema: decay of the average of the weights; None remembers a twentieth of the updates.
     Raises:
-        TypeError, ValueError: if a size, a rate or the decay is of another kind or out of range; network and task name
-            what is wrong with theirs when they are made.
+        TypeError, ValueError: if one is of another kind or out of range.
     Source: Ho et al. 2020, arXiv 2006.11239; the cosine schedule: Nichol and Dhariwal 2021, arXiv 2102.09672.
     """
 
@@ -63,15 +69,68 @@ class DiffusionRecipe:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size, 1)
-        check_number("lr", self.lr, 0, above=True)
-        if self.muon is not None:
-            check_number("muon", self.muon, 0, above=True)
-        if self.ema is not None:
-            check_number("ema", self.ema, 0, 1, below=True)
         for name in ("multipliers", "log_snr"):  # JSON knows lists only
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not isinstance(self.multipliers, tuple) or not self.multipliers:
+            raise ValueError(f"multipliers={self.multipliers!r} must hold an integer a level, such as (1, 2, 2)")
+        for index, factor in enumerate(self.multipliers):
+            check_integer(f"multipliers[{index}]", factor, 1)
+        for name in ("base_channels", "patch", "batch_size"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("lr", "muon", "min_snr"):
+            if name == "lr" or getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, above=True)
+        for name in ("dropout", "ema"):
+            if name == "dropout" or self.ema is not None:
+                check_number(name, getattr(self, name), 0, 1, below=True)
+        check_number("label_dropout", self.label_dropout, 0, 1)
+        check_target(self.target)
+        check_log_snr(self.log_snr)
+        if not isinstance(self.linear, bool):
+            raise TypeError(f"linear={self.linear!r} must be True or False")
+
+    @staticmethod
+    def load(path: str | Path) -> DiffusionRecipe:
+        """Read the recipe of a run, its recipe.json.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged.
+        """
+        try:
+            return DiffusionRecipe(**json.loads(read_file(path, _LARGEST)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{shown(path)} holds no recipe of a diffusion model ({shown(str(error))})") from None
+
+    @distributed.process_group()
+    def of_run(self, folder: str | Path) -> DiffusionRecipe:
+        """Return the recipe that the run in a folder goes on with; note this one there if it begins.
+
+        Its checkpoint would put up with another target. A line says so if this recipe is another. Of several processes
+        rank 0 reads and writes.
+
+        Raises:
+            ValueError: if the file, recipe.json, is damaged.
+        """
+        path = Path(folder) / _FILE
+        kept = DiffusionRecipe(**distributed.from_first_rank(lambda: self._kept(path)))
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != getattr(kept, item.name)]
+        if changed and distributed.rank() == 0:
+            named = ", ".join(f"{name}={getattr(kept, name)!r}" for name in changed)
+            print(f"{path} holds, with {named}; a run that goes on keeps its recipe", flush=True)
+        return kept
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        """Return the recipe of a file if a run beside it has begun; write this one otherwise."""
+        if path.exists() and any(path.parent.glob("*.pt")):
+            return asdict(self.load(path))
+        write_atomically(json.dumps(asdict(self), indent=1).encode() + b"\n", path)
+        return asdict(self)
+
+    def tiny(self) -> DiffusionRecipe:
+        """Return the same with a network of seconds, to see that a script works."""
+        return replace(self, base_channels=8, multipliers=(1, 1))
 
     @property
     def noise_schedule(self) -> NoiseSchedule:

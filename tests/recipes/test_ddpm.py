@@ -3,17 +3,17 @@
 import dataclasses
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cifarkit import data, diffusion, models, recipes, seed_everything, training, transforms
-from cifarkit.models.unet import UNet
+from cifarkit import data, diffusion, models, seed_everything, training, transforms
 from cifarkit.recipes import DDPM, DiffusionRecipe
 
 TRAIN = data.shapes(64, size=16)
-SMALL = replace(DDPM["strong"], base_channels=8, multipliers=(1, 1), batch_size=16)
+SMALL = replace(DDPM["strong"].tiny(), batch_size=16)
 
 
 def test_the_strong_recipe_trains_like_its_parts_put_together_by_hand() -> None:
@@ -64,6 +64,34 @@ def test_a_recipe_survives_json(recipe: DiffusionRecipe) -> None:
     assert DiffusionRecipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
 
 
+def test_a_run_keeps_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    other = replace(SMALL, target="noise", lr=0.1)
+    assert SMALL.of_run(folder) == SMALL
+    assert other.of_run(folder) == other  # nothing has been trained yet
+    assert DiffusionRecipe.load(folder / "recipe.json") == other
+    (folder / "last.pt").touch()
+    assert not capsys.readouterr().out
+    assert SMALL.of_run(folder) == other
+    words = "recipe.json holds, with target='noise', lr=0.1; a run that goes on keeps its recipe"
+    assert words in capsys.readouterr().out
+    assert other.of_run(folder) == other
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"targets": "noise"}', '{"target": "x"}', '{"linear": "no"}', "7"])
+def test_a_damaged_recipe_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "last.pt").touch()
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(ValueError, match=r"recipe\.json holds no recipe of a diffusion model \("):
+        SMALL.of_run(tmp_path)
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"recipe\.json"):
+        DiffusionRecipe.load(tmp_path / "recipe.json")
+
+
 @pytest.mark.parametrize("recipe", [SMALL, replace(SMALL, target="noise", linear=True)])
 def test_the_denoiser_knows_what_the_network_predicts(recipe: DiffusionRecipe) -> None:
     network = recipe.network(10, (3, 16, 16))
@@ -96,6 +124,11 @@ def test_several_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"lr": 0.0}, r"lr=0.0 must be above 0"),
         ({"muon": -1.0}, r"muon=-1.0 must be above 0"),
         ({"ema": 1.0}, r"ema=1.0 must be .* below 1"),
+        ({"base_channels": 0}, r"base_channels=0 must be at least 1"),
+        ({"patch": 0}, r"patch=0 must be at least 1"),
+        ({"min_snr": 0.0}, r"min_snr=0.0 must be above 0"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be .* below 1"),
+        ({"label_dropout": 1.5}, r"label_dropout=1.5 must be"),
     ],
 )
 def test_wrong_values_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -105,13 +138,17 @@ def test_wrong_values_are_named(wrong: dict[str, Any], message: str) -> None:
         replace(SMALL, **dict.fromkeys(wrong, "x"))
 
 
-def test_what_network_and_task_refuse_they_name() -> None:
-    with pytest.raises(ValueError, match="multipliers"):
-        replace(SMALL, multipliers=()).network(10, (3, 16, 16))
-    with pytest.raises(ValueError, match="target='x' is unknown"):
-        replace(SMALL, target="x").task(TRAIN)
-
-
-def test_the_names_are_exported() -> None:
-    assert recipes.DDPM is DDPM
-    assert isinstance(DDPM["plain"].network(2, (3, 32, 32)), UNet)
+@pytest.mark.parametrize(
+    ("wrong", "kind", "message"),
+    [
+        ({"multipliers": ()}, ValueError, r"multipliers=\(\) must hold an integer a level"),
+        ({"multipliers": 2}, ValueError, r"multipliers=2 must hold an integer a level"),
+        ({"multipliers": (1, 0)}, ValueError, r"multipliers\[1\]=0 must be at least 1"),
+        ({"target": "x"}, ValueError, "target='x' is unknown"),
+        ({"log_snr": 2.4}, ValueError, r"log_snr=2.4 must be \(mean, deviation\)"),
+        ({"linear": "no"}, TypeError, "linear='no' must be True or False"),
+    ],
+)
+def test_values_of_another_kind_are_named(wrong: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        replace(SMALL, **wrong)
