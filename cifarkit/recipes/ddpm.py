@@ -78,12 +78,13 @@ class DiffusionRecipe:
             check_integer(f"multipliers[{index}]", factor, 1)
         for name in ("base_channels", "patch", "batch_size"):
             check_integer(name, getattr(self, name), 1)
-        for name in ("lr", "muon", "min_snr"):
-            if name == "lr" or getattr(self, name) is not None:
+        check_number("lr", self.lr, 0, above=True)
+        for name in ("muon", "min_snr"):
+            if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0, above=True)
-        for name in ("dropout", "ema"):
-            if name == "dropout" or self.ema is not None:
-                check_number(name, getattr(self, name), 0, 1, below=True)
+        check_number("dropout", self.dropout, 0, 1, below=True)
+        if self.ema is not None:
+            check_number("ema", self.ema, 0, 1, below=True)
         check_number("label_dropout", self.label_dropout, 0, 1)
         check_target(self.target)
         check_log_snr(self.log_snr)
