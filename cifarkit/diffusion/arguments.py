@@ -25,7 +25,7 @@ def check_steps(name: str, t: int | Tensor, images: Tensor) -> int | Tensor:
 
 
 def can_be_looked_at(t: int | Tensor) -> bool:
-    """Tell whether steps are here; looking at those on a GPU would wait for it, and its kernels check them, too."""
+    """Tell whether steps are here; looking at those on a GPU would wait for it, so theirs are taken on trust."""
     return not isinstance(t, Tensor) or (t.device.type == "cpu" and t.numel() > 0)
 
 
@@ -39,6 +39,8 @@ def step_before(previous: int | Tensor | None, t: int | Tensor, images: Tensor) 
         if (before < -1).any() or (before >= after).any():
             found = f"previous={before.tolist()}, t={after.tolist()}"
             raise ValueError(f"{found}: previous must be at least -1 and below t, the step that it comes before")
+    elif isinstance(previous, int) and previous < -1:
+        raise ValueError(f"previous={previous} must be at least -1, the image without noise")
     return previous
 
 

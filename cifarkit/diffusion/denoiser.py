@@ -86,7 +86,7 @@ class NetworkDenoiser:
         home = device_of(self.model, x.device)
         images, at = x.to(home, dtype_of(self.model, x.dtype)), t.to(home)
         with nullcontext() if self._ready else self._mode():
-            predicted = self._guided(images, at) if self.guidance else self._predict(images, at, self.labels)
+            predicted = self._guided(images, at) if self.guidance else self._predict(images, at, self._asked(at))
         predicted = predicted.to(x.device, x.dtype)
         if self.velocity_schedule is not None:
             predicted = self.velocity_schedule.noise_from_velocity(predicted, x, t)
@@ -95,7 +95,7 @@ class NetworkDenoiser:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Keep what many calls share, weights cast and prepared, while no weight changes between them."""
-        inner = getattr(self.model, "module", self.model)
+        inner = _unwrapped(self.model)
         prepared = getattr(inner, "accelerated", nullcontext)  # too dear for a single call
         with self._mode(), prepared():
             yield
@@ -109,6 +109,12 @@ class NetworkDenoiser:
             finally:
                 self._ready = before
                 torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
+
+    def _asked(self, t: Tensor) -> Tensor | None:
+        """Return the labels, those of "none" if a conditional model is asked for any class."""
+        if self.labels is None and self.num_classes is not None:
+            return torch.full_like(t, self.num_classes)
+        return self.labels
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return sample_of(self._network(x, t) if labels is None else self._network(x, t, labels.to(x.device)))
@@ -137,9 +143,15 @@ def sample_of(answer: Any) -> Tensor:
 
 def count_classes(model: nn.Module) -> int | None:
     """Return K of a class-conditional network, read off its attribute ``num_classes``; None if it is unconditional."""
-    inner = getattr(model, "module", model)  # DistributedDataParallel and AveragedModel wrap it
-    num_classes = getattr(inner, "num_classes", None)
+    num_classes = getattr(_unwrapped(model), "num_classes", None)
     return None if num_classes is None else check_integer("num_classes", num_classes, 1)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network that DistributedDataParallel and AveragedModel wrap, once or twice."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
 
 
 def check_target(target: str) -> str:

@@ -191,5 +191,8 @@ class NoiseSchedule:
 
 
 def _fit(factor: Tensor, images: Tensor) -> Tensor:
-    """Cast a factor to the dtype that images are computed in, fp32 or better."""
-    return factor.to(images.device, torch.promote_types(images.dtype, torch.float32))
+    """Cast a factor to the dtype that images are computed in, fp32 or better, and give it their dimensions."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    factor = factor.to(images.device, dtype)
+    # A number without dimensions would not raise the precision of images in bf16.
+    return factor.reshape([1] * images.dim()) if dtype != images.dtype and not factor.dim() else factor

@@ -119,7 +119,8 @@ class UNet(nn.Module):
         if weight.device.type != "cpu" or self._joined is not None:
             yield
             return
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        lowered = torch.is_autocast_enabled("cpu") and weight.dtype != torch.float64  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype("cpu") if lowered else weight.dtype
         layers, shifts = [part for part in self.modules() if isinstance(part, Convolution)], self._blocks()
         try:
             with torch.no_grad():

@@ -138,6 +138,7 @@ def muon_groups(
     plain = {"orthogonal": False, "momentum": other_momentum, "adam": adam}
     other_lr = (0.001 if adam else 0.1) if other_lr is None else other_lr
     if bias_lr is not None:
+        check_number("bias_lr", bias_lr, 0, above=True)
         flat = [item for item in others if item.dim() < 2]
         others = [item for item in others if item.dim() >= 2]
         groups.append({"params": flat, "lr": bias_lr, "weight_decay": other_weight_decay * other_lr / bias_lr} | plain)

@@ -40,7 +40,8 @@ class SampleGrid(Callback):
         average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
     Raises:
         TypeError: if sample cannot be called or average is no such callback, and later if sample returns no tensor.
-        ValueError: if every_n_epochs is below 1, and at the start for a folder that is such a link.
+        ValueError: if every_n_epochs is below 1, and at the start for a folder that is such a link, or an average that
+            is none of the Trainer's callbacks.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class SampleGrid(Callback):
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
 
     def on_fit_start(self, run: Run) -> None:
+        if self.average is not None and not any(item is self.average for item in run.callbacks):
+            raise ValueError("average is none of the Trainer's callbacks, so it averages nothing; add it to them")
         if self.folder is None:
             return
         roots = [item.folder for item in run.callbacks if isinstance(item, ModelCheckpoint)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel
 
 from cifarkit.diffusion import Denoiser, NoiseSchedule, as_denoiser, sample_ddim
 from cifarkit.diffusion.denoiser import NetworkDenoiser
@@ -89,7 +90,27 @@ def test_an_unconditional_network_gets_no_labels() -> None:
     model = TinyNet(None)
     as_denoiser(model)(start(), T)
     assert model.calls[0]["labels"] is None
-    as_denoiser(TinyNet())(start(), T)  # a conditional one may be asked for any class
+
+
+def test_a_conditional_network_asked_for_any_class_gets_the_label_none() -> None:
+    model = TinyNet()
+    with torch.no_grad():
+        expected = model.eval()(start(), T, torch.full((3,), 4))
+    torch.testing.assert_close(as_denoiser(model, precision="fp32")(start(), T), expected)
+
+
+def test_classes_are_found_below_two_wrappers() -> None:
+    class Wrapper(nn.Module):  # as DistributedDataParallel is
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.module(*inputs)
+
+    model = TinyNet()
+    found = as_denoiser(AveragedModel(Wrapper(model)), LABELS, guidance=1.0, precision="fp32")(start(), T)
+    torch.testing.assert_close(found, as_denoiser(model, LABELS, guidance=1.0, precision="fp32")(start(), T))
 
 
 @pytest.mark.parametrize("guidance", [0.3, 2.0])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cifarkit.diffusion import NoiseSchedule
+from cifarkit.diffusion.arguments import step_before
 
 SCHEDULES = [NoiseSchedule.linear(), NoiseSchedule.cosine()]
 
@@ -70,10 +71,21 @@ def test_noise_is_added_in_fp32_or_better() -> None:
     images, noise = pictures()
     schedule, t = NoiseSchedule.cosine(), torch.arange(4)
     for dtype, found in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2):
-        assert schedule.add_noise(images.to(dtype), noise.to(dtype), t).dtype == found
+        for step in (t, torch.tensor(3), 3):
+            noisy = schedule.add_noise(images.to(dtype), noise.to(dtype), step)
+            assert noisy.dtype == found
+            assert schedule.noise_from_velocity(noise.to(dtype), noisy.to(dtype), step).dtype == found
+            assert schedule.posterior(images.to(dtype), noisy.to(dtype), step)[0].dtype == found
     channels_last = images.float().contiguous(memory_format=torch.channels_last)
     noisy = schedule.add_noise(channels_last, noise.float().contiguous(memory_format=torch.channels_last), t)
     assert noisy.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_step_before_is_looked_at_also_where_t_is_elsewhere() -> None:
+    t, images = torch.zeros(2, dtype=torch.int64, device="meta"), torch.zeros(2, 3, 4, 4)
+    assert step_before(-1, t, images) == -1
+    with pytest.raises(ValueError, match="previous=-5 must be at least -1, the image without noise"):
+        step_before(-5, t, images)
 
 
 @given(t=st.integers(0, 999), back=st.integers(1, 1000), which=st.sampled_from(SCHEDULES))

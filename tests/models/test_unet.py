@@ -191,6 +191,14 @@ def test_accelerated_it_predicts_the_same_and_is_left_as_it_was() -> None:
     assert not torch.equal(found, expected)  # another way to compute it, so rounded otherwise
 
 
+def test_accelerated_in_double_precision_it_ignores_an_autocast() -> None:
+    model, images = wide().double(), noisy(height=16, width=16).double()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(images, T)
+        with model.accelerated():
+            torch.testing.assert_close(model(images, T), expected)
+
+
 def test_every_parameter_gets_a_gradient_within_acceleration_too() -> None:
     model, images = wide(), noisy()
     with model.accelerated():

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import NoiseSchedule
 from cifarkit.training import ExponentialMovingAverage, ModelCheckpoint, Run, Trainer, load_checkpoint
-from cifarkit.training.tasks.diffusion import DiffusionTask
+from cifarkit.training.tasks.diffusion import DiffusionTask, _fixed_noise
 from cifarkit.transforms import Normalize
 
 SCHEDULE = NoiseSchedule.linear()
@@ -159,6 +159,12 @@ def test_validation_meets_all_steps_and_noise_that_is_normal() -> None:
     assert [noise.mean().item(), noise.std().item()] == pytest.approx([0, 1], abs=0.01)
 
 
+def test_validation_draws_for_images_of_black_and_white_alone() -> None:
+    images = torch.randint(2, (64, 1, 4, 4), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    _, t = _fixed_noise(images, 1000)
+    assert len(t.unique()) > 55  # their bits differ by 2^31 only, and generators heed 32 of 64
+
+
 def loader(count: int = 24) -> Loader:
     generator = torch.Generator().manual_seed(count)
     pixels = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
@@ -188,6 +194,26 @@ def test_tables_stay_bit_equal_in_an_average_of_the_task_and_in_a_cast() -> None
     for table in (averaged.module.schedule.alpha_bar, copy.deepcopy(task).bfloat16().schedule.alpha_bar):
         assert torch.equal(table, SCHEDULE.alpha_bar)
         assert table.dtype == torch.float64
+
+
+@pytest.mark.parametrize("num_classes", [4, None])
+def test_an_average_of_a_network_with_batchnorm_measures_it_on_noisy_images(num_classes: int | None) -> None:
+    task = tiny_task(num_classes)
+    task.model.conv = nn.Sequential(task.model.conv, nn.BatchNorm2d(3))
+    average = ExponentialMovingAverage(0.5)
+    fit(task, max_epochs=1, callbacks=[average])
+    assert average.averaged is not None
+    norm = average.averaged.module.get_submodule("model").conv[1]
+    x, t, _ = task.model.seen[0]
+    assert norm.num_batches_tracked > 0
+    torch.testing.assert_close(norm.running_mean, task.model.conv[0](x).mean((0, 2, 3)), atol=0.3, rtol=0)
+    assert t.float().std() > 0
+
+
+def test_a_weight_is_finite_where_nothing_is_left_of_the_image() -> None:
+    task = tiny_task(schedule=NoiseSchedule.linear(1000, beta_end=0.2), min_snr=5.0)
+    weights = task._weights(IMAGES[:2], torch.tensor([0, 999]))
+    torch.testing.assert_close(weights, torch.tensor([5.0 * 1e-4 / (1 - 1e-4), 1.0]))
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_refuses_what_it_cannot_step() -> None:
         Muon(small_net().parameters())
     with pytest.raises(ValueError, match=r"momentum=1 must be"):
         Muon([torch.ones(2, 2)], momentum=1)
+    with pytest.raises(ValueError, match="bias_lr=0 must be above 0"):
+        muon_groups(small_net(), bias_lr=0)
     with pytest.raises(ValueError, match="Linear without a second convolution"):
         muon_groups(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="rounds=0 must be at least 1"):

@@ -112,6 +112,8 @@ def test_mistakes_are_named() -> None:
         SampleGrid(paint, average=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"sample gives list of \['int'\]; it must return a tensor of images \(B, C, H"):
         fit(SampleGrid(lambda task: [1]), epochs=1)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="average is none of the Trainer's callbacks, so it averages nothing"):
+        fit(SampleGrid(paint, average=ExponentialMovingAverage(0.9)), ExponentialMovingAverage(0.9), epochs=1)
 
 
 def test_pictures_go_through_no_link_inside_the_folder_of_a_run(tmp_path: Path) -> None:

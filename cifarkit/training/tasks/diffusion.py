@@ -17,6 +17,7 @@ from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
 from cifarkit.training.tasks.batches import check_image_batch
 
+_ODD = 6364136223846793005  # Knuth's multiplier, whose powers in 64 bits are as good as random
 _REMEDY = "give transform=Normalize(0.5, 0.5) to the Loader, behind what else it does"
 
 
@@ -77,11 +78,7 @@ class DiffusionTask(Task):
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Yield the mean loss of a batch, at steps and noise drawn for each image."""
         images, labels = self._checked_batch(batch)
-        t = draw_steps(self.schedule, len(images), self.log_snr, images.device)
-        noise = torch.randn_like(images)
-        if labels is not None and self.num_classes is not None and self.label_dropout:
-            dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
-            labels = labels.masked_fill(dropped, self.num_classes)
+        t, noise, labels = self._draw(images, labels)
         yield Update(self._losses(images, labels, noise, t).mean(), "model")
 
     def evaluate(self, batch: Batch) -> dict[str, tuple[Tensor, int]]:
@@ -92,6 +89,22 @@ class DiffusionTask(Task):
         images, labels = self._checked_batch(batch)
         noise, t = _fixed_noise(images, self.schedule.timesteps)
         return {"loss": (self._losses(images, labels, noise, t).sum(), len(images))}
+
+    def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
+        """Return what the network is given for a batch, when an average of it measures its BatchNorm statistics."""
+        images, labels = self._checked_batch(batch)
+        t, noise, labels = self._draw(images, labels)
+        x = self.schedule.add_noise(images, noise, t)
+        return (x, t) if labels is None else (x, t, labels)
+
+    def _draw(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw steps and noise for images, and which of them go without their label."""
+        t = draw_steps(self.schedule, len(images), self.log_snr, images.device)
+        noise = torch.randn_like(images)
+        if labels is not None and self.num_classes is not None and self.label_dropout:
+            dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
+            labels = labels.masked_fill(dropped, self.num_classes)
+        return t, noise, labels
 
     def _losses(self, images: Tensor, labels: Tensor | None, noise: Tensor, t: Tensor) -> Tensor:
         """Return each image's loss (B,), a mean over its pixels."""
@@ -109,7 +122,9 @@ class DiffusionTask(Task):
         assert self.min_snr is not None
         signal, sigma = self.schedule.rates(t, images)
         ratio = (signal / sigma).square().flatten()  # (B, 1, 1, 1) -> (B,)
-        return ratio.clamp(max=self.min_snr) / (ratio if self.target == "noise" else ratio + 1)
+        if self.target == "noise":
+            return (self.min_snr / ratio).clamp(max=1)  # min(snr, bound) / snr, also where snr is 0 in fp32
+        return ratio.clamp(max=self.min_snr) / (ratio + 1)
 
     # Only the first batch is looked at, which costs a synchronisation, for mistakes that would fail obscurely.
 
@@ -142,7 +157,9 @@ def _check_range(images: Tensor) -> None:
 def _fixed_noise(images: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
     """Return noise like the images (B, C, H, W) and steps (B,), those of an image seeded by its pixels."""
     bits = images.float().flatten(1).contiguous().view(torch.int32).long()  # (B, C * H * W)
-    seeds = (bits * (2 * torch.arange(bits.shape[1], device=bits.device) + 1)).sum(1)  # wraps around
+    powers = torch.full(bits.shape[1:], _ODD, device=bits.device).cumprod(0)  # wraps around, as does the sum
+    seeds = (bits * powers).sum(1)
+    seeds = seeds ^ (seeds >> 32)  # a generator heeds the lower half only
     noise, t, generator = torch.empty(images.shape), torch.empty(len(images), dtype=torch.int64), torch.Generator()
     for index, seed in enumerate(seeds.tolist()):
         generator.manual_seed(seed)
