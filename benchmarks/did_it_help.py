@@ -93,7 +93,7 @@ def describe_generator(args: argparse.Namespace, folder: Path, fake: data.ImageD
     test_set = shared.load_sets(args.tiny)[2]
     check = generation.check_copies(real.images, fake.images, test_set.images, mirror=True)
     pairs = folder / f"copies-{name_images(args)}.png"
-    plots.nearest_pairs(fake.images, real.images, *check.copies, path=pairs)
+    plots.nearest_pairs(fake.images, real.images, *check.copies, mirror=True, path=pairs)
     end = shared.read_end(args.ddpm or folder / "ddpm" / "last.pt")
     return end | {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(pairs)}
 

@@ -301,7 +301,7 @@ class Study:
     def look_for_copies(self, made: data.ImageDataset, picture: Path) -> dict[str, Any]:
         """Say how near images are to those trained on, and draw the nearest beside theirs."""
         check = generation.check_copies(self.train_set.images, made.images, self.test_set.images, mirror=True)
-        plots.nearest_pairs(made.images, self.train_set.images, *check.copies, path=picture)
+        plots.nearest_pairs(made.images, self.train_set.images, *check.copies, mirror=True, path=picture)
         return {"copies": str(check), "nearer_than_99_percent": check.share, "pairs": str(picture)}
 
     def judge(self, name: str) -> dict[str, Any]:

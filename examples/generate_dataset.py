@@ -70,7 +70,7 @@ made = generation.generate_dataset(sample, classes=classes, keep=keep, about=abo
 if args.rank:
     raise SystemExit
 check = generation.check_copies(train_set.images, made.images, test_set.images[:2_000], mirror=True)
-plots.nearest_pairs(made.images, train_set.images, *check.copies, path=f"{Path(args.folder)}-nearest.png")
+plots.nearest_pairs(made.images, train_set.images, *check.copies, mirror=True, path=f"{Path(args.folder)}-nearest.png")
 print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")
 if judge:
     real, fake = (generation.features(nets[judge], part.images, transform=normalize) for part in (test_set, made))

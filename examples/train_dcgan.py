@@ -58,7 +58,7 @@ folder = Path(args.resume or args.folder or cifarkit.run_folder(f"dcgan-{args.re
 average = training.ExponentialMovingAverage(0.999, network="generator") if strong else None
 latents, labels = torch.randn(8 * classes, generator.latent_dim), torch.arange(classes).repeat_interleave(8)
 grid = SampleGrid(lambda task: task.generate(latents, labels), folder / "samples", average=average)
-callbacks = [GANHealth(), grid, training.ModelCheckpoint(folder, every_n_steps=500)]
+callbacks = [GANHealth(max(512, 16 * classes)), grid, training.ModelCheckpoint(folder, every_n_steps=500)]
 callbacks += [average] if average else []
 callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes else []
 trainer = training.Trainer(

@@ -138,7 +138,8 @@ def _like(
     names = ("shuffle", "drop_last", "seed", "device", "rank", "world_size")
     settings = {name: getattr(loader, name) for name in names} | changed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the transform, which the other loader has given
+        if transform is loader.transform:  # of which the other loader has warned
+            warnings.simplefilter("ignore", UserWarning)
         return Loader(dataset, batch_size, transform=transform, **settings)
 
 

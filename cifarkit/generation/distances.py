@@ -51,8 +51,13 @@ def blocks(rows: int, columns: int) -> Iterator[slice]:
 
 def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the squared Euclidean distances (N, M) of vectors (N, D) and (M, D), never below 0."""
-    table = torch.addmm(columns.square().sum(1), rows, columns.T, alpha=-2)  # quicker than a difference of each pair
-    return table.add_(rows.square().sum(1, keepdim=True)).clamp_(min=0)
+    table = torch.addmm(_squares(columns), rows, columns.T, alpha=-2)  # quicker than a difference of each pair
+    return table.add_(_squares(rows)[:, None]).clamp_(min=0)
+
+
+def _squares(points: Tensor) -> Tensor:
+    """Return the squared lengths (N,) of vectors (N, D), without a square of each number in memory."""
+    return torch.einsum("nd,nd->n", points, points)
 
 
 def neighbour_radii(points: Tensor, k: int) -> Tensor:

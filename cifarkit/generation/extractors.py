@@ -81,7 +81,8 @@ def inception(weights: str | Path | None = None) -> nn.Module:
     PyTorch: values are near those, and not to be compared with them. Nothing is downloaded.
 
     Args:
-        weights: torchvision's file of weights; None looks where ``torch.hub`` keeps files.
+        weights: torchvision's file of weights; None looks where ``torch.hub`` keeps files. An image needs some 15 MB
+            on its way, so give ``features`` a batch_size of 50.
     Raises:
         FileNotFoundError: if it is not there; the message tells where to get it.
         ValueError: if it is damaged or of another network.

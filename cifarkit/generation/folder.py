@@ -224,7 +224,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     try:
         for path, content in files.items():
             path.parent.mkdir(exist_ok=True)
-            temporary[path].write_bytes(content)
+            _write(temporary[path], content, path)
         with ThreadPoolExecutor(_FLUSHERS) as pool:  # a disk flushes many files in the time of a few
             list(pool.map(_flush, temporary.values()))
         for path, draft in temporary.items():
@@ -240,6 +240,15 @@ def tidy(folder: Path, classes: Sequence[str]) -> None:
     """Remove the temporary files of killed processes."""
     for place in (folder, *(folder / name for name in classes)):
         remove_abandoned(place, rf"\d+\.png|{re.escape(SETTINGS)}|{re.escape(MANIFEST)}")
+
+
+def _write(draft: Path, content: bytes, path: Path) -> None:
+    try:
+        draft.write_bytes(content)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write to a full disk does not say to which file
+            error.filename = str(path)
+        raise
 
 
 def _flush(path: Path) -> None:

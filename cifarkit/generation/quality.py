@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cifarkit.checks import check_integer
-from cifarkit.generation.distances import blocks, check_pair, neighbour_radii, squared_distances
+from cifarkit.generation.distances import blocks, check_features, check_pair, neighbour_radii, squared_distances
 
 _ROWS = 4096  # rows of a block whose triangular factor is taken
 
@@ -100,7 +100,8 @@ def density_coverage(real: Tensor, fake: Tensor, *, k: int = 5) -> DensityCovera
     Source: Naeem et al. 2020, "Reliable fidelity and diversity metrics", equations 4 and 5.
     """
     k = check_integer("k", k, 1)
-    real, fake = check_pair(real, fake, least=k + 1)
+    check_features("real", real, least=k + 1)
+    real, fake = check_pair(real, fake)
     radii, inside, covered = neighbour_radii(real, k), 0, 0
     for part in blocks(len(real), len(fake)):
         hits = squared_distances(real[part], fake) < radii[part, None]  # (n, M)

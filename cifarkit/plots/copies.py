@@ -25,6 +25,7 @@ def nearest_pairs(
     count: int = 16,
     path: FilePath = None,
     *,
+    mirror: bool = False,
     value_range: Range = None,
     title: str = "Generated images, each beside the nearest training image: the nearest pairs first",
 ) -> Figure:
@@ -35,6 +36,7 @@ def nearest_pairs(
         train: (N, C, H, W), likewise.
         distances, indices: (M,) each, as ``generation.nearest_copies(train, samples)`` returns them.
         count: the most pairs to show.
+        mirror: as given to ``nearest_copies``; a training image whose mirror image is nearer is shown mirrored.
         title: a line over the grid.
     Raises:
         TypeError: if images are no tensors of uint8 or float.
@@ -50,7 +52,10 @@ def nearest_pairs(
             f"indices run from {int(indices.min())} to {int(indices.max())}, train has {len(train)} images"
         )
     chosen = distances.argsort(stable=True)[:count]
-    left, right = (to_pixels(x, value_range) for x in (samples[chosen], train[indices[chosen]]))  # (count, H, W, 3)
+    nearest = train[indices[chosen]]
+    if mirror:
+        nearest = _turned(nearest, samples[chosen])
+    left, right = (to_pixels(x, value_range) for x in (samples[chosen], nearest))  # (count, H, W, 3)
     pairs = torch.stack([torch.from_numpy(left.copy()), torch.from_numpy(right.copy())], 1).flatten(0, 1)
     captions = [
         text
@@ -58,3 +63,10 @@ def nearest_pairs(
         for text in (f"generated {sample}", f"{distances[sample].item():.3g} to {index}")
     ]
     return image_grid(pairs.permute(0, 3, 1, 2), captions, None, 2 * _PAIRS_A_ROW, path, title=title)
+
+
+def _turned(images: Tensor, samples: Tensor) -> Tensor:
+    """Return images (B, C, H, W), mirrored where they are nearer to the samples so."""
+    mirrored = images.flip(3)
+    far, near = ((x.float() - samples.float()).square().flatten(1).sum(1) for x in (images, mirrored))  # (B,)
+    return torch.where((near < far).reshape(-1, 1, 1, 1), mirrored, images)

@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from cifarkit.checks import check_integer
 from cifarkit.inference import evaluation_mode
+from cifarkit.training.averaging import WeightAveraging
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.distributed import on_every_rank, rank
 from cifarkit.training.loading import iterating, undisturbed
@@ -32,15 +33,16 @@ class GANHealth(Callback):
     """Say after each epoch in words how a :class:`GANTask` is doing, and undo updates that lost the weights.
 
     The line warns of collapse, when generated images are much nearer to each other than real ones are, and of a
-    discriminator that is always right. Classes are looked at one by one, too.
+    discriminator that is always right. Classes with 8 of the samples or more are looked at one by one, too.
 
-    When weights, or buffers such as BatchNorm's, are no longer finite, networks and optimizers go back to the end of
-    the last epoch (or to where the run was resumed), and training goes on, with other random numbers. No other
-    callback touches the weights, and this one only where they are lost anyway. Looking for it waits for a GPU in each
-    update. Gradients that overflow fp16 at every scale leave the weights as they are, and end the run.
+    When weights, or buffers such as BatchNorm's, are no longer finite, networks, optimizers and averages go back to the
+    end of the last epoch (or to where the run was resumed), and training goes on, with other random numbers. No other
+    callback touches the weights, and this one only where they are lost anyway: a loss that is not finite and left them
+    whole, as fp16 does now and then, is passed over. Looking for it waits for a GPU in each update. Gradients that
+    overflow fp16 at every scale leave the weights as they are, and end the run.
 
     Args:
-        samples: real and generated images to compare.
+        samples: real and generated images to compare; 16 a class are plenty.
         returns: how often to go back; then the run ends as it would without this callback.
     Attributes:
         verdict: the newest line.
@@ -52,12 +54,12 @@ class GANHealth(Callback):
 
     order = -20  # before averages take in weights that are not finite
     collapsed: list[int]
+    _averages: list[tuple[WeightAveraging, dict[str, Any]]] | None
 
     def __init__(self, samples: int = 512, *, returns: int = 3) -> None:
         self.samples, self.returns = check_integer("samples", samples, 2), check_integer("returns", returns, 0)
         self._begin()
         self._labels, self._real = torch.empty(0, dtype=torch.int64), torch.empty(0)  # labels, distances of real images
-        self._good: dict[str, Any] = {}
 
     def on_fit_start(self, run: Run) -> None:
         if not callable(getattr(run.task, "generate", None)):
@@ -71,12 +73,15 @@ class GANHealth(Callback):
         self._keep(run)
 
     def on_step_end(self, run: Run) -> None:
+        if self._averages is None:  # now, as they take in the end of an epoch, or a checkpoint, after this callback
+            own = [item for item in run.callbacks if isinstance(item, WeightAveraging)]
+            self._averages = [(item, copy.deepcopy(item.state_dict())) for item in own]
         if not _is_finite(run) and self._go_back(run):
             run.meters.forget(run.step - 1)
 
     def on_non_finite(self, run: Run, error: NonFiniteLossError) -> bool:
-        """Go back after a log step has found a loss that is not finite; tell whether the run may go on."""
-        return self._go_back(run)
+        """Go back if the weights are lost where a loss was not finite; tell whether the run may go on."""
+        return _is_finite(run) or self._go_back(run)
 
     def on_epoch_end(self, run: Run) -> None:
         self._keep(run)
@@ -108,6 +113,8 @@ class GANHealth(Callback):
     def _begin(self) -> None:
         self.verdict, self.diversity, self.returned = "", math.nan, 0
         self.collapsed = []
+        self._good: dict[str, Any] = {}
+        self._averages = None
 
     @torch.no_grad()
     def _measure(self, run: Run) -> Tensor:
@@ -122,6 +129,7 @@ class GANHealth(Callback):
         if _is_finite(run):
             optimizers = {name: item.state_dict() for name, item in run.task.optimizers.items()}
             self._good = copy.deepcopy({"task": run.task.state_dict(), "optimizers": optimizers})
+            self._averages = None
 
     def _go_back(self, run: Run) -> bool:
         if self.returned >= self.returns or not self._good:
@@ -129,6 +137,8 @@ class GANHealth(Callback):
         run.task.load_state_dict(self._good["task"])
         for name, optimizer in run.task.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(self._good["optimizers"][name]))  # which it would change in place
+        for average, state in self._averages or ():
+            average.load_state_dict(state)
         self.returned += 1
         return True
 

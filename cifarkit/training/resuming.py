@@ -36,7 +36,7 @@ def state_of(run: Run) -> dict[str, Any]:
     Raises:
         NonFiniteLossError: if a loss since the last log step or a weight is not finite: no bad state is saved.
     """
-    run.meters.flush()
+    run.read_losses()
     average_statistics(run.task)
     _require_finite_weights(run)
     for optimizer in run.task.optimizers.values():

@@ -183,18 +183,22 @@ class Run:
             if name.endswith("loss") and not math.isfinite(value):
                 raise NonFiniteLossError(f"{name} is {value} after step {self.step - 1}", max(self.step - 1, 0))
 
-    def log(self) -> None:
-        """Read the metrics since the last log step off the device and send them to the loggers.
+    def read_losses(self) -> None:
+        """Read the metrics since the last time off the device.
 
         Raises:
             NonFiniteLossError: if a loss is infinite or NaN and no callback has put that right.
         """
         try:
-            metrics = self.meters.end_interval()
+            self.meters.flush()
         except NonFiniteLossError as error:
             if not any(callback.on_non_finite(self, error) for callback in self.callbacks):
                 raise
-            metrics = self.meters.end_interval()
+
+    def log(self) -> None:
+        """Send the means since the last log step to the loggers; raise as :meth:`read_losses` does."""
+        self.read_losses()
+        metrics = self.meters.end_interval()
         self._log_later, later = {}, self._log_later
         metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
         self._interval_clock = (time.perf_counter(), self.images)

@@ -1,11 +1,13 @@
 """MixedLoader: the share in every batch, one pass over the real images, a position that is one number."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from cifarkit.data import FeatureLoader, ImageDataset, Loader
 from cifarkit.data.mixed import MixedLoader
@@ -31,6 +33,17 @@ def mixed(batch_size: int = 8, share: float = 0.25, **options: Any) -> MixedLoad
 
 def labels_of(loader: MixedLoader) -> list[list[int]]:
     return [batch[1].tolist() for batch in loader]
+
+
+def test_a_transform_of_its_own_is_warned_of() -> None:
+    flip = v2.RandomHorizontalFlip()
+    with pytest.warns(UserWarning, match="RandomHorizontalFlip"):
+        loader = Loader(REAL, 8, transform=flip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the loader has warned of it
+        MixedLoader(loader, FAKE, 0.25)
+    with pytest.warns(UserWarning, match="RandomHorizontalFlip"):
+        MixedLoader(Loader(REAL, 8), FAKE, 0.25, transform=flip)
 
 
 def test_every_batch_has_its_share_the_real_ones_first() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cifarkit.generation import audit, check_copies, distances, nearest_copies
+from cifarkit.generation.audit import Copies, CopyCheck
 
 
 def pixels(count: int, seed: int = 0, side: int = 4) -> Tensor:
@@ -85,6 +86,16 @@ def test_copies_are_told_from_new_images() -> None:
     assert copied.share == pytest.approx(0.3, abs=0.05)
     assert "30.0% of 100 generated images are as near as the nearest 1% of 100 other real ones: look at" in str(copied)
     assert "no sign of copying" in str(check_copies(train, other, other))
+
+
+def test_a_few_near_images_of_few_are_chance() -> None:
+    copies = Copies(torch.tensor([0.9] * 2 + [3.0] * 38), torch.zeros(40, dtype=torch.int64))
+    usual = torch.linspace(0.9, 3, 100)
+    assert "no sign of copying" in str(CopyCheck(copies, usual, 2 / 40))
+    assert "look at the nearest pairs" in str(CopyCheck(copies, usual, 3 / 40))
+    many = Copies(torch.full((10_000,), 3.0), torch.zeros(10_000, dtype=torch.int64))
+    assert "no sign of copying" in str(CopyCheck(many, usual, 0.02))
+    assert "look at the nearest pairs" in str(CopyCheck(many, usual, 0.021))
 
 
 def test_a_single_copy_is_seen_and_training_images_among_the_others_hide_none() -> None:

@@ -1,5 +1,6 @@
 """generate_dataset: balanced, the same bytes after any kill, nothing of anybody else touched."""
 
+import errno
 import json
 import os
 import re
@@ -253,6 +254,16 @@ def test_no_picture_appears_before_its_whole_batch_is_on_the_disk(tmp_path: Path
     with pytest.raises(OSError, match="disk full"):
         export(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_told_with_the_picture_that_did_not_fit(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    export(tmp_path, per_class=1)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.png'"):
+        export(tmp_path)
 
 
 @pytest.mark.parametrize("filtered", [False, True])

@@ -193,6 +193,13 @@ def test_too_many_neighbours_are_refused(figure: Any) -> None:
         figure(normal(9, 2), normal(9, 2), k=0)
 
 
+def test_a_single_generated_image_has_a_density_and_a_coverage() -> None:
+    real = normal(20, 2)
+    density, coverage = density_coverage(real, real[:1], k=3)
+    assert density > 0
+    assert coverage == pytest.approx(density * 3 / 20)  # both count the neighbourhoods that hold it
+
+
 def test_arrays_are_features_too() -> None:
     real, fake = normal(20, 3), normal(20, 3, seed=1)
     assert frechet_distance(real.numpy(), fake.numpy()) == frechet_distance(real, fake)

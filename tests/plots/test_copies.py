@@ -30,6 +30,20 @@ def test_each_sample_is_left_of_its_training_image() -> None:
     assert shades == [101, 100, 220, 225]
 
 
+def test_a_training_image_is_mirrored_where_it_is_nearer_so() -> None:
+    train = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    train[:, :, :, 0] = 200  # a bar on the left
+    samples = torch.stack([train[0], train[0].flip(2)])
+    by_hand = torch.stack([train[0], train[1].flip(2)])
+
+    def page(own: torch.Tensor, **options: Any) -> Any:
+        figure = nearest_pairs(samples, own, torch.tensor([1.0, 2.0]), torch.tensor([0, 1]), title="", **options)
+        return np.asarray(figure.axes[0].images[0].get_array())
+
+    assert np.array_equal(page(train, mirror=True), page(by_hand))
+    assert not np.array_equal(page(train), page(by_hand))
+
+
 def test_floats_need_their_range_and_a_file_is_written(tmp_path: Path) -> None:
     samples, train = SAMPLES / 127.5 - 1, TRAIN / 127.5 - 1
     nearest_pairs(samples, train, DISTANCES, INDICES, 3, tmp_path / "pairs.png", value_range=(-1, 1))

@@ -192,6 +192,48 @@ def test_in_the_first_epoch_it_goes_back_to_the_start() -> None:
     assert all(tensor.isfinite().all() for tensor in run.task.state_dict().values())
 
 
+@pytest.mark.parametrize(("blown", "lost"), [(5, 7), (1, 3), (2, 2)])
+def test_an_average_forgets_the_updates_that_led_to_the_loss(blown: int, lost: int) -> None:
+    class Exploding(PoisonedTask):
+        def updates(self, batch: Batch) -> Iterator[Update]:
+            if self.count + 1 == blown:
+                with torch.no_grad():
+                    self.generator.shift.fill_(1e20)
+            yield from super().updates(batch)
+
+    task = make_task(bad=(lost,))
+    task.__class__ = Exploding
+    health, average = GANHealth(), ExponentialMovingAverage(0.999, network="generator", batchnorm_samples=0)
+    run = fit(task, health, average, epochs=3)
+    assert (run.step, health.returned) == (12, 1)
+    assert all(tensor.abs().max() < 10 for tensor in average.state_dict()["averaged"].values())
+
+
+@pytest.mark.parametrize("log", [1, 3, 100])
+def test_a_loss_that_is_lost_while_the_weights_are_not_is_passed_over(log: int, tmp_path: Path) -> None:
+    class Overflowing(PoisonedTask):
+        def updates(self, batch: Batch) -> Iterator[Update]:
+            for update in super().updates(batch):
+                yield Update(update.loss + (torch.inf if self.count == 6 else 0.0), update.optimizer, update.metrics)
+
+    task, health = make_task(), GANHealth()
+    task.__class__ = Overflowing
+    run = fit(task, health, ModelCheckpoint(tmp_path, every_n_steps=2), epochs=3, log=log)
+    assert (run.step, health.returned) == (12, 0)
+    assert all(value == value and abs(value) < 1e9 for row in run.history for value in row.values())
+
+
+def test_a_second_fit_does_not_go_back_to_the_first() -> None:
+    health = GANHealth()
+    fit(make_task(), health)
+    lost = make_task()
+    with torch.no_grad():
+        lost.generator.shift.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError):
+        fit(lost, health)
+    assert health.returned == 0
+
+
 @pytest.mark.parametrize("returns", [0, 2])
 def test_after_so_many_returns_the_run_ends_as_it_would_without(returns: int) -> None:
     health = GANHealth(returns=returns)
