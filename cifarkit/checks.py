@@ -47,6 +47,8 @@ def check_number(
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give a number")
     try:
         number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError(f"{name} must be finite; got an integer beyond every float") from None
     except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several values
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give one number") from None
     inside = (low < number if above else low <= number) and (number < high if below else number <= high)

@@ -7,12 +7,15 @@ import errno
 import io
 import os
 import re
+import time
 import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_STARTED = time.time()  # of this process, about
 
 
 @contextmanager
@@ -79,8 +82,14 @@ def remove_abandoned(folder: Path, names: str = ".+") -> None:
     for temporary in folder.glob(".*.tmp"):
         found = re.fullmatch(rf"\.(?:{names})\.(\d+)-[0-9a-f]{{8}}\.tmp", temporary.name)
         is_folder = temporary.is_dir() and not temporary.is_symlink()
-        if found and not is_folder and not _is_running(int(found[1])):
+        if found and not is_folder and _is_abandoned(temporary, int(found[1])):
             temporary.unlink(missing_ok=True)
+
+
+def _is_abandoned(temporary: Path, process: int) -> bool:
+    if process == os.getpid():  # in a container each start may have the same number
+        return temporary.lstat().st_mtime < _STARTED
+    return not _is_running(process)
 
 
 def _is_running(process: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,9 +37,28 @@ def trace_copy(model: nn.Module) -> fx.GraphModule | None:
     if any(_has_hooks(part) for part in model.modules()):
         return None
     try:
-        return fx.symbolic_trace(copy.deepcopy(model).eval())
+        return trace_on_images(copy.deepcopy(model).eval())
     except Exception:  # whatever a forward pass may raise when it is given proxies; the model itself then does the work
         return None
+
+
+def trace_on_images(network: nn.Module) -> fx.GraphModule:
+    """Return the operations of ``network(images)`` as a graph, whose modules are the network's own."""
+    return fx.symbolic_trace(_OnImages(network))
+
+
+class _OnImages(nn.Module):
+    """Call a network with images alone.
+
+    Traced so, what else it may take, such as labels, has its default, and not a stand-in that is never None.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Any) -> Any:
+        return self.network(images)
 
 
 def _fold(traced: fx.GraphModule) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ def predict(
         logits (N, K), float32, on the CPU; an ordinary tensor.
     Raises:
         ValueError: for a wrong shape, batch_size, precision, number of views or share.
-        TypeError: if model is no module, images are no tensor of floating point, or batch_size is no integer.
+        TypeError: if model is no module or returns no tensor, images are no tensor of floating point, or batch_size is
+            no integer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module that maps images to logits")
@@ -135,19 +136,25 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
         expected = original(few)
         if original.layout is torch.contiguous_format:  # which a copy made before is not in
             return model
+        if not isinstance(expected, Tensor):  # which is said when it is asked
+            return model
         found = folded(few)
     alike = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     return folded.to(memory_format=torch.channels_last) if alike else model
 
 
 def _average_views(network: EitherLayout, images: Tensor, views: int) -> Tensor:
+    def classify(batch: Tensor) -> Tensor:
+        logits = network(batch)
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"model returns a {type(logits).__name__}; it must return logits (B, K), a tensor")
+        return logits
+
     def mirrored(shifted: Tensor) -> Tensor:
-        both: Tensor = 0.5 * network(shifted).float() + 0.5 * network(shifted.flip(3)).float()
-        return both
+        return 0.5 * classify(shifted).float() + 0.5 * classify(shifted.flip(3)).float()
 
     if views == 1:
-        logits: Tensor = network(images)
-        return logits
+        return classify(images)
     if views == 2:
         return mirrored(images)
     height, width = images.shape[2:]
@@ -180,7 +187,7 @@ def dtype_of(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
 
 
 def inference_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Open autocast to bf16 for "bf16" or "bf16-mixed", or for "auto" where it is native; else do nothing.
+    """Open autocast to bf16 for "bf16" or "bf16-mixed", or for "auto" where it is native; else close the caller's.
 
     Raises:
         ValueError: if precision is not "auto", "fp32" or "bf16".
@@ -191,4 +198,16 @@ def inference_autocast(precision: str, device: torch.device) -> AbstractContextM
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'fp32' or 'bf16'")
     if precision == "auto":
         precision = "bf16" if has_native_bf16(device) else "fp32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return _autocast(device.type, precision == "bf16")
+
+
+@contextmanager
+def _autocast(device: str, enabled: bool) -> Iterator[None]:
+    if not torch.amp.is_autocast_available(device):  # the meta device has none
+        yield
+        return
+    with torch.autocast(device, torch.bfloat16 if enabled else None, enabled=enabled):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()  # in the caller's autocast the casts would live on, without a gradient

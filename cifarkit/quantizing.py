@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.folding import fold_batchnorm, trace_copy
+from cifarkit.layout import EitherLayout
 
 _ENGINE = "x86"
 _AT_A_TIME = 32  # images, since the network is asked in fp32, too
@@ -45,14 +46,17 @@ class QuantizedNetwork(nn.Module):
             raise ValueError("this processor has no VNNI, or PyTorch was built without it")
         if not any(isinstance(part, nn.Conv2d) for part in model.modules()):
             raise ValueError("the model has no convolution, and eight bits are for these")
-        original = copy.deepcopy(model).float().eval()
+        try:
+            original = copy.deepcopy(model).float().eval()
+        except Exception as error:  # copying runs code of the model's own
+            raise ValueError(f"the model cannot be copied: {error}") from error
         traced = fold_batchnorm(original) or trace_copy(original)
         if traced is None:
             raise ValueError("torch.fx cannot follow the model's forward pass, or the model has hooks")
-        images = images.cpu().float().contiguous(memory_format=torch.channels_last)
-        batches = torch.split(images, _AT_A_TIME)
+        asked = EitherLayout(original)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            expected = torch.cat([original(batch) for batch in batches])
+            expected = torch.cat([asked(batch) for batch in torch.split(images.cpu().float(), _AT_A_TIME)])
+            batches = torch.split(images.cpu().float().contiguous(memory_format=asked.layout), _AT_A_TIME)
             try:
                 self.network = _convert(traced, batches)
                 found = torch.cat([self.network(batch) for batch in batches])

@@ -123,8 +123,7 @@ class Draws:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw float32 (B, *shape), uniform in [low, high)."""
-        unit = (self._bits(shape) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
-        scaled = unit * np.float32(high - low) + np.float32(low)
+        scaled = self._unit(shape) * np.float32(high - low) + np.float32(low)
         # Rounding may reach high, which is left out.
         return self._tensor(np.minimum(scaled, np.nextafter(np.float32(high), np.float32(low))))
 
@@ -143,8 +142,13 @@ class Draws:
 
     def normal(self, *shape: int) -> Tensor:
         """Draw float32 (B, *shape), standard normal (Box and Muller 1958)."""
-        radius = (-2 * (1 - self.uniform(*shape)).log()).sqrt()
-        return radius * (2 * torch.pi * self.uniform(*shape)).cos()
+        first, second = (torch.from_numpy(self._unit(shape)) for _ in range(2))
+        return self._tensor((-2 * (1 - first).log()).sqrt() * (2 * torch.pi * second).cos())
+
+    def _unit(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Take float32 (B, *shape), uniform in [0, 1)."""
+        unit: NDArray[np.float32] = (self._bits(shape) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        return unit
 
     def _bits(self, shape: tuple[int, ...]) -> NDArray[np.uint64]:
         """Take the next prod(shape) numbers of every stream: uint64 (B, *shape)."""
@@ -154,9 +158,9 @@ class Draws:
         bits: NDArray[np.uint64] = _mix(self._keys[:, None] + steps * _GOLDEN)
         return bits.reshape(len(self), *shape)  # (B, count) -> (B, *shape)
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
+    def _tensor(self, values: NDArray[Any] | Tensor) -> Tensor:
         waits = self.device.type != "cuda"  # which copies such memory at once
-        return torch.from_numpy(values).to(self.device, non_blocking=not waits)
+        return torch.as_tensor(values).to(self.device, non_blocking=not waits)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -44,7 +44,8 @@ args = parser.parse_args()
 def load(train: bool) -> data.ImageDataset:
     file = args.data if train else args.test or args.data
     drawn = ((300 if args.tiny else 12_000) if train else 500) if file == "shapes" else None
-    return data.load(file, root=args.root, train=train, download=args.download, count=drawn)
+    classes = None if train else train_set.classes  # labels must mean the same
+    return data.load(file, root=args.root, train=train, download=args.download, count=drawn, classes=classes)
 
 
 def number_of(name: str) -> int:
@@ -55,16 +56,18 @@ def number_of(name: str) -> int:
 
 
 seed_everything(0)
-train_set, test_set = load(train=True), load(train=False)
+train_set = load(train=True)
+test_set, (channels, *size) = load(train=False), train_set.image_shape
 names, normalize = list(test_set.classes), Normalize(*train_set.mean_std())
 model: torch.nn.Module
 if args.model == "resnet18":
-    model = models.resnet18(len(names), weights=args.weights)
+    model = models.resnet18(len(names), weights=args.weights, channels=channels)
 elif args.model == "vit":
-    sizes = {} if args.weights else {"dim": 48, "depth": 3}
+    sizes = {"image_size": size, "channels": channels} | ({} if args.weights else {"dim": 48, "depth": 3})
     model = models.VisionTransformer(num_classes=len(names), attention=args.attention, **sizes)
 else:
-    model = models.SpeedNet(len(names), widths=(64, 256, 256) if args.weights else (16, 32, 64))
+    widths = (64, 256, 256) if args.weights else (16, 32, 64)
+    model = models.SpeedNet(len(names), widths=widths, channels=channels)
 if args.weights and args.model != "resnet18":
     training.load_weights(model, args.weights)
 if not args.weights:

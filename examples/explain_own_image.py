@@ -54,7 +54,7 @@ few = {"samples": 5} if args.tiny else {}
 maps = {}
 for method in args.methods:
     samples = few if method in ("smooth_grad_squared", "gradient_shap") else {}
-    maps[method] = attribute(model, inputs, None, method, **samples)
+    maps[method] = attribute(model, inputs, logits.argmax(1), method, **samples)
 folder = training.run_folder(f"explain-{Path(args.image).stem}" if args.image else "explain-shape")
 for name in ("explanations.png", "explanations.html"):
     explanations(images, maps, folder / name, classes=classes, logits=logits, over_image=True)

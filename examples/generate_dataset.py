@@ -3,9 +3,9 @@
     python examples/generate_dataset.py --run runs/ddpm-2-hours --per-class 5000 --guidance 1 --folder generated
 
 The run is one of train_ddpm.py; --steps is of DPM-Solver++. With --classifier (weights of a SpeedNet, see speedrun.py)
-only images that it takes for what they are to show are kept. --judge names another one, whose features give the score
-that is printed; a filter that judges its own choice flatters it. Several processes share a folder: those of torchrun,
-or any by --rank 0 --world-size 2 and --rank 1 --world-size 2. Then the score is that of the images of rank 0.
+only images that it takes for what they are to show are kept. --judge names another, whose features give the score; a
+filter that judges its own choice flatters it. Several processes share a folder and the work: those of torchrun, or any
+by --rank 0 --world-size 2 and --rank 1 --world-size 2; the score is then that of the images of rank 0.
 """
 
 import argparse
@@ -52,8 +52,9 @@ network, schedule = recipe.network(len(classes), train_set.image_shape).to(devic
 if args.run:
     load_weights(network, Path(args.run, "last.pt"), average="ema")
 judge, fast = args.judge or args.classifier, recipes.SPEEDRUN[args.recipe]
-built = {file: models.SpeedNet(len(classes), widths=fast.widths, depth=fast.depth) for file in (args.classifier, judge)}
-nets = {file: load_weights(net, file).to(device) for file, net in built.items() if file}
+own = {"widths": fast.widths, "depth": fast.depth, "channels": train_set.image_shape[0]}
+files = {args.classifier, judge} - {None}
+nets = {file: load_weights(models.SpeedNet(len(classes), **own), file).to(device) for file in files}
 
 
 def sample(labels: torch.Tensor, generator: generation.SampleGenerators) -> torch.Tensor:
@@ -74,6 +75,6 @@ plots.nearest_pairs(made.images, train_set.images, *check.copies, mirror=True, p
 print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")
 if judge:
     real, fake = (generation.features(nets[judge], part.images, transform=normalize) for part in (test_set, made))
-    by_class = {"labels": (test_set.labels, made.labels), "classes": classes, "split": "test images"}
+    by_class = {"labels": (test_set.labels, made.labels), "classes": classes} if trained["data"] in data.NAMED else {}
     said = judge + (", which also chose the images, so the score flatters them" if judge == args.classifier else "")
-    print(generation.score(real, fake, features=said, **by_class))
+    print(generation.score(real, fake, features=said, split="test images", **by_class))

@@ -30,7 +30,8 @@ args = parser.parse_args()
 
 def load(source: str, train: bool) -> data.ImageDataset:
     count = (500 if train else 50) if args.tiny else None
-    return data.load(source, root=args.root, train=train, download=args.download, count=count)
+    classes = None if train else train_set.classes  # labels must mean the same
+    return data.load(source, root=args.root, train=train, download=args.download, count=count, classes=classes)
 
 
 def fit(network: nn.Module, optimizer: optim.Optimizer, epochs: int, *loaders: data.Loader) -> None:
@@ -46,15 +47,15 @@ def accuracies(network: nn.Module) -> dict[str, str]:
 seed_everything(0)
 train_set, val_set = load(args.data, train=True).split(0.9, 0.1)
 scored = {"val_acc": val_set} | ({"test_acc": load(args.test, train=False)} if args.test else {})
-normalize = Normalize(*train_set.mean_std())
+normalize, channels = Normalize(*train_set.mean_std()), train_set.image_shape[0]
 augment = Compose([RandomCrop(train_set.image_shape[1:]), AlternatingFlip(), normalize])
 plain, augmented = (data.Loader(train_set, 128, shuffle=True, transform=change) for change in (normalize, augment))
 val_loader = data.Loader(val_set, 500, transform=normalize)
 if args.weights:
     device = "cuda" if cuda.is_available() else "cpu"
-    backbone = models.resnet18(train_set.num_classes, weights=args.weights).to(device)
+    backbone = models.resnet18(train_set.num_classes, weights=args.weights, channels=channels).to(device)
 else:
-    backbone = models.SpeedNet(train_set.num_classes, widths=(32, 64, 128))
+    backbone = models.SpeedNet(train_set.num_classes, widths=(32, 64, 128), channels=channels)
     fit(backbone, training.Muon(training.muon_groups(backbone)), args.epochs, augmented, val_loader)
 print("the backbone alone:", accuracies(backbone))
 

@@ -34,7 +34,8 @@ if args.test == "" and args.data not in data.NAMED:
 
 def load(source: str, train: bool) -> data.ImageDataset:
     count = 600 if args.tiny and train else None
-    return data.load(source, root=args.root, train=train, download=args.download, count=count)
+    classes = None if train else everything.classes  # labels must mean the same
+    return data.load(source, root=args.root, train=train, download=args.download, count=count, classes=classes)
 
 
 cifarkit.seed_everything(args.seed)

@@ -60,7 +60,8 @@ if args.test == "" and not official:
 
 def load(source: str, train: bool) -> data.ImageDataset:
     count = 600 if args.tiny and train else None
-    return data.load(source, root=args.root, train=train, download=args.download, count=count)
+    classes = None if train else train_set.classes  # labels must mean the same
+    return data.load(source, root=args.root, train=train, download=args.download, count=count, classes=classes)
 
 
 seed_everything(args.seed)
@@ -78,7 +79,7 @@ train_loader = data.Loader(train_set, batch_size, shuffle=True, seed=args.seed, 
 val_loader = data.Loader(val_set, 500, transform=normalize, **part)
 
 build = {"speednet": models.SpeedNet, "resnet18": models.resnet18, "resnet34": models.resnet34}[args.model]
-model = build(train_set.num_classes)
+model = build(train_set.num_classes, channels=train_set.image_shape[0])
 if args.optimizer == "muon":
     optimizer = training.Muon(training.muon_groups(model, args.lr or 0.03))
 else:
@@ -90,7 +91,7 @@ folder = Path(args.resume or args.folder or training.run_folder(f"{Path(args.dat
 callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200), training.LearningRateMonitor()]
 callbacks += [training.ExponentialMovingAverage(args.ema)] if args.ema else []
 callbacks += [training.StochasticWeightAveraging()] if args.swa else []
-callbacks += [training.EarlyStopping("val_acc", "max", args.patience)] if args.patience else []
+callbacks += [training.EarlyStopping("val_acc", "max", args.patience)] if args.patience is not None else []
 loggers = [training.CSVLogger(folder)]
 loggers += [training.TensorBoardLogger(folder)] if args.tensorboard else []
 loggers += [training.WandbLogger(args.wandb, folder=folder)] if args.wandb else []

@@ -60,7 +60,7 @@ latents, labels = torch.randn(8 * classes, generator.latent_dim), torch.arange(c
 grid = SampleGrid(lambda task: task.generate(latents, labels), folder / "samples", average=average)
 callbacks = [GANHealth(max(512, 16 * classes)), grid, training.ModelCheckpoint(folder, every_n_steps=500)]
 callbacks += [average] if average else []
-callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes else []
+callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes is not None else []
 trainer = training.Trainer(
     max_epochs=args.epochs,
     precision=args.precision,

@@ -38,7 +38,8 @@ if args.tiny:
 
 def load(source: str, train: bool) -> data.ImageDataset:
     count = (500 if train else 50) if args.tiny else None
-    return data.load(source, root=args.root, train=train, download=args.download, count=count)
+    names = None if train else train_set.classes  # labels must mean the same
+    return data.load(source, root=args.root, train=train, download=args.download, count=count, classes=names)
 
 
 seed_everything(args.seed)
@@ -61,7 +62,7 @@ mix = transforms.CutMix(1.0) if args.cutmix else None
 task = training.ClassificationTask(model, optimizer, label_smoothing=args.label_smoothing, mix=mix)
 folder = Path(args.resume or training.run_folder(f"vit-{args.attention}"))
 callbacks = [training.ModelCheckpoint(folder, "val_acc", every_n_steps=200)]
-callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes else []
+callbacks += [training.TimeLimit(60 * args.minutes)] if args.minutes is not None else []
 options = {"precision": args.precision, "schedule": schedules.cosine(warmup=0.1), "gradient_clip_val": 1.0}
 trainer = training.Trainer(max_epochs=args.epochs, callbacks=callbacks, loggers=[training.CSVLogger(folder)], **options)
 run = trainer.fit(task, train_loader, val_loader, resume=args.resume)

@@ -231,3 +231,54 @@ def test_a_copy_that_gives_something_else_is_not_used(monkeypatch: pytest.Monkey
     monkeypatch.setattr("cifarkit.inference._WORTH_FREEZING", 40)
     monkeypatch.setattr("cifarkit.inference.fold_batchnorm", lambda network: TinyNet().eval())
     assert torch.equal(predict(model, images, precision="fp32"), plain)
+
+
+class Labelled(nn.Module):
+    """A network that may be told labels, which a tracer's stand-ins would have it believe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.embed = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        h = self.norm(self.conv(images)).relu().mean((2, 3))
+        if labels is not None:
+            h = h + self.embed(labels)
+        logits: Tensor = self.head(h)
+        return logits
+
+
+def test_a_network_that_takes_labels_as_well_is_folded_without_them() -> None:
+    model, images = Labelled().eval(), photos(600)
+    folded = fold_batchnorm(model)
+    assert folded is not None
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images[:9]), model(images[:9]), rtol=1e-4, atol=1e-5)
+    found = predict(model, images, precision="fp32")
+    torch.testing.assert_close(found[:5], predict(model, images[:5], precision="fp32"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 600])
+def test_the_callers_autocast_changes_neither_fp32_nor_its_own_gradients(count: int) -> None:
+    model, images = TinyNet(), photos(count)
+    expected = predict(model, images, precision="fp32")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(model, images, precision="fp32"), expected)
+        predict(model, images, precision="bf16")
+        model(images[:3]).float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("count", [3, 600])
+def test_a_model_that_returns_no_tensor_is_named(count: int) -> None:
+    class Pair(TinyNet):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images), images
+
+    model = TinyNet()
+    model.__class__ = Pair
+    for views in (1, 2):
+        with pytest.raises(TypeError, match=r"model returns a tuple; it must return logits \(B, K\), a tensor"):
+            predict(model, photos(count), views=views)

@@ -234,3 +234,33 @@ def test_what_is_no_network_or_no_float_images_is_named(model: Any, images: Any,
 def test_equal_images_have_nothing_to_compare() -> None:
     with pytest.warns(UserWarning, match="the logits of the images do not differ"):
         predict(SpeedNet(widths=(8, 16, 16)).eval(), torch.zeros(3, 3, 32, 32), precision="int8")
+
+
+@with_vnni
+def test_a_network_that_takes_the_usual_layout_only_is_quantised_in_it() -> None:
+    class Views(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8 * 12 * 12, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.second(self.norm(self.first(images)).relu())
+            logits: Tensor = self.head(x.view(len(x), -1))
+            return logits
+
+    model, images = built(Views), photos()
+    expected = predict(model, images, precision="fp32")
+    with warnings.catch_warnings():  # it may fall back, but must not fail
+        warnings.simplefilter("ignore", UserWarning)
+        assert distance(predict(model, images, precision="int8"), expected) < 0.2
+
+
+def test_a_model_that_cannot_be_copied_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stubborn(Net):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("one of a kind")
+
+    monkeypatch.setattr(quantizing, "cpu_has_vnni", lambda: True)
+    model = Stubborn()
+    with pytest.warns(UserWarning, match="the model cannot be copied: one of a kind; 'auto' is used"):
+        predict(model, photos(), precision="int8")

@@ -56,9 +56,8 @@ def _find_layer(question: Question, layer: Any) -> tuple[nn.Module, str]:
     outputs, sides = _outputs(question), (question.images.shape[2], question.images.shape[3])
     if layer is None:
         return _last_feature_map(model, outputs, sides)
-    chosen: nn.Module | None = next(
-        (part for part, name in names.items() if layer is part or (name and name == layer)), None
-    )
+    every = model.named_modules(remove_duplicate=False)  # a module that is used twice has two names
+    chosen: nn.Module | None = next((part for name, part in every if layer is part or (name and name == layer)), None)
     if chosen is None:
         near = difflib.get_close_matches(layer, names.values(), 1) if isinstance(layer, str) else []
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -122,14 +122,13 @@ def attribute(
         torch.inference_mode(False),
         evaluation_mode(model),
         random_states_kept(),
-        torch.autocast(device.type, enabled=False),  # one the caller has open
         inference_autocast(precision, device),
         _without_captum_warnings(),
     ):
         # In fp32 gradients stay those of the model itself, and Captum's to the last digits: with folded BatchNorms a
         # ReLU at the edge may fall to the other side by rounding alone.
         question = ask(model, images, targets, size, seed)
-        if method in _MANY_PASSES and precision != "fp32":
+        if method in _MANY_PASSES and torch.is_autocast_enabled(device.type):
             question = question.with_frozen_network(_MANY_PASSES[method] * len(question.images))
         try:
             maps = function(question, **options)

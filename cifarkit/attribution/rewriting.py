@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from cifarkit.attribution.rules import MaxPool, Rescale
+from cifarkit.folding import trace_on_images
 
 _CAPTUM_RULES = (nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Softplus)
 _POINTWISE_MODULES = (
@@ -73,7 +74,7 @@ def separate_nonlinearities(model: nn.Module) -> nn.Module | None:
         a copy whose weights are apart from the model's, or None if ``torch.fx`` cannot follow the forward pass.
     """
     try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
+        traced = trace_on_images(copy.deepcopy(model).eval())
     except Exception:  # whatever a forward pass may raise when it is given proxies
         return None
     modules, with_captums_rule = dict(traced.named_modules()), set()

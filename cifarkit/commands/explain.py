@@ -10,6 +10,7 @@ report.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         shown += [plain, *gap, overlay(images[part], maps[part]), *gap]
         captions += [*names[part], *[""] * (2 * _COLUMNS - len(images[part]))]
     about = "predicted class" if target is None else args.target
-    path = Path(args.run_folder) / "explanations" / f"{args.method}{'-mistakes' if args.mistakes else ''}.png"
+    asked = "" if target is None else f"-{re.sub(r'[^-a-zA-Z0-9]+', '_', classes[target])}"
+    name = f"{args.method}{asked}{'-mistakes' if args.mistakes else ''}.png"
+    path = Path(args.run_folder) / "explanations" / name
     plots.image_grid(torch.cat(shown), captions, None, _COLUMNS, path, title=f"{args.method} of the {about}")
     print(f"{path}, and {reporting.report(args.run_folder)}")
     return 0

@@ -49,6 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, draw the pictures and write the report."""
+    if args.resume and args.folder:
+        raise ValueError("--resume and --folder both name the folder of the run; give one of them")
     resume, folder = args.resume or "auto", args.resume or args.folder
     if args.resume:
         args = recorded_flags(read_settings(args.resume))
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def describe_classifier(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run that trains by a recipe."""
     recipe, (mean, std) = _recipe(args), train_set.mean_std()
+    recipe.loader(train_set)  # which refuses too few images
     network = {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth}
     channels, height, _ = train_set.image_shape
     if channels != 3:  # of three, runs of before say nothing either

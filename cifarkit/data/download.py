@@ -214,6 +214,8 @@ class _Job:
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
             raise _MirrorError(f"no connection, {reason or type(error).__name__}", again=True) from None
+        except ValueError as error:  # letters that an address cannot have, for one
+            raise _MirrorError(f"no address that can be asked, {error}", again=False) from None
 
     def _total(self, response: Any, start: int, resumed: bool) -> int | None:
         """Read the length of the whole file from the headers, and check that the server sends the right piece."""

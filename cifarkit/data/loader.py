@@ -87,6 +87,7 @@ class Loader:
         self.epoch = 0
         self._position = self._start = 0  # batches of the epoch that are used up; where the next iteration starts
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
+        self.device = self._images.device  # "cuda" is another GPU in a thread than where the images are
         self._bounds = self._batch_bounds()  # once, because state_dict is called for every batch
         self._takes_draws = transform is not None and has_parameter(transform, "draws")
         self._takes_uint8 = bool(getattr(transform, "accepts_uint8", False))
@@ -143,8 +144,10 @@ class Loader:
         """Continue at a saved position, also with another batch size or number of ranks.
 
         Raises:
-            ValueError: if the position is of another dataset or order, or falls inside a batch.
+            ValueError: if the position is of another dataset, order or kind of loader, or falls inside a batch.
         """
+        if "share" in state:
+            raise ValueError(f"the saved position is of a MixedLoader with share={state['share']}; give one again")
         own = self.state_dict()
         for name in ("seed", "shuffle", "drop_last", "samples_in_dataset"):
             if state[name] != own[name]:

@@ -117,7 +117,7 @@ class MixedLoader:
         for name, own in (("share", self.share), ("fakes", len(self.fake))):
             if state.get(name) != own:
                 raise ValueError(f"the saved position has {name}={state.get(name)}, this loader {own}")
-        self._real.load_state_dict(state)
+        self._real.load_state_dict({name: value for name, value in state.items() if name not in ("share", "fakes")})
 
     def _fakes_from(self, first: int) -> Generator[tuple[Tensor, Tensor]]:
         """Return endless batches of generated images, beginning with those of a batch of the present epoch."""

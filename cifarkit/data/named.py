@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifarkit.checks import check_integer, check_path
@@ -23,6 +24,7 @@ def load(
     download: bool = False,
     size: int | None = None,
     count: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ImageDataset:
     """Read the images that a name or a path stands for.
 
@@ -35,20 +37,40 @@ def load(
         size: side in pixels of the pictures of a folder, and of shapes.
         count: at most so many images, about as many of each class; by default all of them, of shapes 20,000 for
             training and 2,000 for testing.
+        classes: names in the order of their labels that the images must have, such as ``train.classes`` for those to
+            test on; a folder may lack some.
     Raises:
         FileNotFoundError: if there is no such file or folder, or no CIFAR in root.
-        TypeError, ValueError: if an argument is out of range, or a file is damaged.
+        TypeError, ValueError: if an argument is out of range, a file is damaged, or the classes are others.
     """
+    images = _load(source, root, train, download, size, count, classes)
+    if classes is not None and images.classes != tuple(classes):
+        raise ValueError(
+            f"{shown(source)} has the classes {shown(', '.join(images.classes[:5]))}, ... and not "
+            f"{shown(', '.join(classes[:5]))}, ... in this order; labels would mean others"
+        )
+    return images
+
+
+def _load(
+    source: str | Path,
+    root: str | Path,
+    train: bool,
+    download: bool,
+    size: int | None,
+    count: int | None,
+    classes: Sequence[str] | None,
+) -> ImageDataset:
     count = None if count is None else check_integer("count", count, 1)
     if source == "shapes":
-        return shapes(count or (20_000 if train else 2_000), seed=0 if train else 1, size=size or 32)
+        return shapes(count or (20_000 if train else 2_000), seed=0 if train else 1, size=32 if size is None else size)
     path = check_path("source", source).expanduser()
-    if size is not None and not path.is_dir():
+    if size is not None and (source in _CIFAR or not path.is_dir()):
         raise ValueError(f"size={size} is for a folder of pictures or shapes; leave it out for {shown(source)}")
     if source in _CIFAR:
         images = _CIFAR[str(source)](root, train=train, download=download)
     elif path.exists():
-        images = image_folder(path, size=size) if path.is_dir() else load_npz(path)
+        images = image_folder(path, size=size, classes=classes) if path.is_dir() else load_npz(path)
     else:
         raise FileNotFoundError(f"there is no file or folder {shown(source)}; give one, or {', '.join(NAMED)}")
     return images if count is None or count >= len(images) else images.split(count)[0]

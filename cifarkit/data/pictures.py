@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from cifarkit.checks import check_integer, check_size
+from cifarkit.checks import check_integer, check_path, check_size
 from cifarkit.data.dataset import ImageDataset, check_classes
 from cifarkit.files import shown
 
@@ -51,7 +51,7 @@ def image_folder(
         ValueError: if size is below 1, channels neither 1 nor 3, a folder not among classes or without a picture, or a
             picture is damaged, too large or of another size; the message names the first three.
     """
-    root = Path(root)
+    root = check_path("root", root)
     if not root.is_dir():
         raise FileNotFoundError(f"{shown(root)}: no such folder")
     shape, mode = None if size is None else check_size("size", size), _mode_of(channels)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from cifarkit.checks import check_path
 from cifarkit.data.dataset import ImageDataset
 from cifarkit.data.download import download
 from cifarkit.data.expected import Expected
@@ -88,7 +89,7 @@ def cifar10(
         DownloadError: if no mirror delivered the archive.
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
     """
-    return _read_cifar(_CIFAR10, Path(root).expanduser(), train, download, mirrors)
+    return _read_cifar(_CIFAR10, check_path("root", root).expanduser(), train, download, mirrors)
 
 
 def cifar100(
@@ -98,7 +99,7 @@ def cifar100(
 
     The names in root are ``cifar100-train.npz``, ``cifar100-test.npz`` and ``cifar-100-python.tar.gz``.
     """
-    return _read_cifar(_CIFAR100, Path(root).expanduser(), train, download, mirrors)
+    return _read_cifar(_CIFAR100, check_path("root", root).expanduser(), train, download, mirrors)
 
 
 def load_npz(path: str | Path) -> ImageDataset:
@@ -111,7 +112,7 @@ def load_npz(path: str | Path) -> ImageDataset:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged or an array is missing or wrong; the message names the file and the array.
     """
-    path = Path(path)
+    path = check_path("path", path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{shown(path)}: not an .npz file but a folder, a pipe or a device")
     try:
@@ -119,7 +120,7 @@ def load_npz(path: str | Path) -> ImageDataset:
         if classes.ndim != 1 or classes.dtype.kind != "U":
             raise ValueError(f"classes must be one-dimensional text, got {classes.dtype} of shape {classes.shape}")
         return ImageDataset(_channels_first(images), labels, classes.tolist())
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, MemoryError):  # of a file that may be sound
         raise
     except (ValueError, TypeError) as error:
         raise ValueError(f"{shown(path)}: {_one_line(error)}") from None
@@ -155,6 +156,8 @@ def _require_honest(archive: zipfile.ZipFile, entry: str) -> None:
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)
         claimed, held = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
+    if not dtype.itemsize:
+        raise ValueError(f"array {name!r} has entries without a size, {dtype}")
     if claimed != held and not dtype.hasobject:  # those are refused by NumPy, which says why
         raise ValueError(f"array {name!r} claims {claimed} bytes and holds {held}")
     if info.file_size > _LARGE and info.file_size > _MOST_PACKED * info.compress_size:

@@ -108,7 +108,6 @@ class NetworkDenoiser:
                 yield
             finally:
                 self._ready = before
-                torch.clear_autocast_cache()  # inside another autocast the casts would live on, without a gradient
 
     def _asked(self, t: Tensor) -> Tensor | None:
         """Return the labels, those of "none" if a conditional model is asked for any class."""

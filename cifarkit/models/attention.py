@@ -220,7 +220,8 @@ class SelfAttention(nn.Module):
         """Return what each node (dimension 2) attends to (dimension 3): (B, H, N, N), rows summing to 1."""
         check_nodes(nodes, mask, self.dim, self.project)
         query, key = (_split_heads(layer(nodes), self.heads) for layer in (self.query, self.key))
-        return _classical_weights(query, key, mask)
+        with no_autocast(query):
+            return _classical_weights(_at_least_float32(query), _at_least_float32(key), mask)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -235,8 +236,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 
 def _classical_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax(Q K^T / sqrt(D)): (B, H, N, N), in fp32 at least."""
-    return _masked_softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, mask)
+    """Return softmax(Q K^T / sqrt(D)): (B, H, N, N), the softmax in fp32 at least."""
+    scaled = query * query.shape[3] ** -0.5  # before the product, which in half precision may overflow
+    return _masked_softmax(scaled @ key.transpose(2, 3), mask)
 
 
 def _mix_values(weights: Tensor, value: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def look_into(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, list[str
     try:
         with evaluation_mode(backbone), torch.no_grad():
             features, left_out = _run_and_watch(backbone, image)
-    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         takes_images = any(isinstance(layer, nn.Conv2d) for layer in backbone.modules())
         advice = "the image_size it takes" if takes_images else "a network that maps images to (B, C, h, w)"
         raise ValueError(

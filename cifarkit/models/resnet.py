@@ -65,12 +65,16 @@ def resample_stem(kernel: Tensor) -> Tensor:
     linear patches included. It is the criterion of FlexiViT's PI-resize, <U x, w> = <x, w'>, in the direction that
     needs no pseudo-inverse; taking a 7x7 patch down to 3x3 instead can only be met on average.
 
+    Raises:
+        ValueError: if the kernels have another size.
     Shapes:
         (D, C, 7, 7) -> (D, C, 3, 3).
     Source: Beyer et al. 2022, FlexiViT, arXiv 2212.08013, the pseudo-inverse resize.
     """
-    offsets = torch.arange(7, dtype=torch.float64) / 3  # places of the enlarged pixels, in small ones
-    nodes = torch.arange(3, dtype=torch.float64)
+    if kernel.dim() != 4 or kernel.shape[2:] != (7, 7):
+        raise ValueError(f"kernel must be (D, C, 7, 7); got shape {tuple(kernel.shape)}")
+    options: dict[str, Any] = {"dtype": torch.float64, "device": kernel.device}
+    offsets, nodes = torch.arange(7, **options) / 3, torch.arange(3, **options)  # the enlarged pixels, in small ones
     enlarge = (1 - (offsets[:, None] - nodes).abs()).clamp(min=0)  # (7, 3): the triangle of linear interpolation
     resampled = torch.einsum("dcyx,yh,xw->dchw", kernel.double(), enlarge, enlarge)
     return resampled.to(kernel.dtype)
@@ -185,7 +189,8 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"weights='{shown(path)}' holds no state_dict, only {found}; save model.state_dict() with torch.save"
         )
-    prefixes = [key.removesuffix("fc.weight") for key in content if str(key).endswith("fc.weight")]
+    content = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    prefixes = [key.removesuffix("fc.weight") for key in content if key.endswith("fc.weight")]
     prefix = next((prefix for prefix in prefixes if f"{prefix}conv1.weight" in content), "")
     return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
 

@@ -168,9 +168,9 @@ def _draw(pixels: NDArray[np.uint8], panels: _Panels, title: str, notes: str) ->
         _label_scale(axes, top, lefts[-1] + _BAR + 5, height, largest)
         _number_queries(axes, panels, (top, _GAP), (height, width))
     for left, heading in zip(lefts, headings, strict=False):
-        axes.text(left, head - 8, heading, fontsize=_TEXT_POINTS, linespacing=1.15)
-    axes.text(_GAP, _GAP, title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top")
-    axes.text(_GAP, len(canvas) - 6, "\n".join(lines), fontsize=_TEXT_POINTS, linespacing=1.15)
+        axes.text(left, head - 8, heading, fontsize=_TEXT_POINTS, linespacing=1.15, parse_math=False)
+    axes.text(_GAP, _GAP, title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top", parse_math=False)
+    axes.text(_GAP, len(canvas) - 6, "\n".join(lines), fontsize=_TEXT_POINTS, linespacing=1.15, parse_math=False)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     return figure

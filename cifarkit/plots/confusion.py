@@ -49,8 +49,9 @@ def _draw_matrix(axes: Axes, share: NDArray[np.float64], classes: Sequence[str])
     count, few = len(classes), len(classes) <= 20
     picture = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, vmin=0, vmax=100), interpolation="nearest")
     slant: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
-    axes.set_xticks(range(count), classes, fontsize=8.5 if few else 6.5, **slant)
-    axes.set_yticks(range(count), classes, fontsize=8.5 if few else 6.5)
+    plain: dict[str, Any] = {"fontsize": 8.5 if few else 6.5, "parse_math": False}  # a class may be called $5
+    axes.set_xticks(range(count), classes, **plain, **slant)
+    axes.set_yticks(range(count), classes, **plain)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class", fontsize=10)

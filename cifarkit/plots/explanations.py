@@ -208,9 +208,9 @@ def _draw(sheet: Sheet) -> Figure:
     most = max(4, width // _CHARACTER + 3)
     for left, lines in zip(lefts, sheet.captions, strict=False):
         cut = "\n".join(_cut(line, most) for line in lines)
-        axes.text(left, head - 6, cut, fontsize=_TEXT_POINTS, linespacing=1.15)
-    axes.text(_GAP, _GAP, sheet.title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top")
-    axes.text(_GAP, len(canvas) - 6, "\n".join(text), fontsize=_TEXT_POINTS, linespacing=1.15)
+        axes.text(left, head - 6, cut, fontsize=_TEXT_POINTS, linespacing=1.15, parse_math=False)
+    axes.text(_GAP, _GAP, sheet.title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top", parse_math=False)
+    axes.text(_GAP, len(canvas) - 6, "\n".join(text), fontsize=_TEXT_POINTS, linespacing=1.15, parse_math=False)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     return figure

@@ -164,8 +164,10 @@ def _draw_grid(pixels: NDArray[np.uint8], captions: list[str], columns: int, tit
         left = gap + index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = picture
         if captions:
-            axes.text(left - 0.5, top - 0.5 - 6 / zoom, captions[index], fontsize=points, linespacing=1.15)
+            axes.text(
+                left - 0.5, top - 0.5 - 6 / zoom, captions[index], fontsize=points, linespacing=1.15, parse_math=False
+            )
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
-    axes.text(gap - 0.5, gap - 0.5, title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top")
+    axes.text(gap - 0.5, gap - 0.5, title, fontsize=_TEXT_POINTS + 1.5, weight="bold", va="top", parse_math=False)
     axes.set_axis_off()
     return figure

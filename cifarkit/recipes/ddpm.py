@@ -69,27 +69,25 @@ class DiffusionRecipe:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("multipliers", "log_snr"):  # JSON knows lists only
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not isinstance(self.multipliers, tuple) or not self.multipliers:
+        if not isinstance(self.multipliers, (tuple, list)) or not self.multipliers:
             raise ValueError(f"multipliers={self.multipliers!r} must hold an integer a level, such as (1, 2, 2)")
-        for index, factor in enumerate(self.multipliers):
-            check_integer(f"multipliers[{index}]", factor, 1)
-        for name in ("base_channels", "patch", "batch_size"):
-            check_integer(name, getattr(self, name), 1)
-        check_number("lr", self.lr, 0, above=True)
-        for name in ("muon", "min_snr"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 0, above=True)
-        check_number("dropout", self.dropout, 0, 1, below=True)
-        if self.ema is not None:
-            check_number("ema", self.ema, 0, 1, below=True)
-        check_number("label_dropout", self.label_dropout, 0, 1)
-        check_target(self.target)
-        check_log_snr(self.log_snr)
         if not isinstance(self.linear, bool):
             raise TypeError(f"linear={self.linear!r} must be True or False")
+        factors = (check_integer(f"multipliers[{index}]", item, 1) for index, item in enumerate(self.multipliers))
+        values: dict[str, Any] = {"multipliers": tuple(factors), "log_snr": check_log_snr(self.log_snr)}
+        values |= {
+            name: check_integer(name, getattr(self, name), 1) for name in ("base_channels", "patch", "batch_size")
+        }
+        values |= {"lr": check_number("lr", self.lr, 0, above=True), "target": check_target(self.target)}
+        values |= {"dropout": check_number("dropout", self.dropout, 0, 1, below=True)}
+        values |= {"label_dropout": check_number("label_dropout", self.label_dropout, 0, 1)}
+        for name in ("muon", "min_snr"):
+            if getattr(self, name) is not None:
+                values[name] = check_number(name, getattr(self, name), 0, above=True)
+        if self.ema is not None:
+            values["ema"] = check_number("ema", self.ema, 0, 1, below=True)
+        for name, value in values.items():  # plain numbers and tuples, of NumPy's and of JSON's lists
+            object.__setattr__(self, name, value)
 
     @staticmethod
     def load(path: str | Path) -> DiffusionRecipe:

@@ -100,9 +100,17 @@ class SpeedRecipe:
         """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch.
 
         Of several processes each makes its part of every batch.
+
+        Raises:
+            ValueError: if there are too few images for a batch.
         """
+        if len(train_set) < self._images_a_batch:
+            raise ValueError(
+                f"train_set has {len(train_set)} images, and the recipe takes batches of {self._images_a_batch}; give "
+                "more, or train with smaller batches by a Trainer of your own, as examples/train_classifier.py does"
+            )
         normalize = transforms.Normalize(*train_set.mean_std())
-        side_of_images = max(train_set.image_shape[1:])
+        side_of_images = min(train_set.image_shape[1:])
 
         flip = transforms.AlternatingFlip() if self.alternating_flip else transforms.RandomHorizontalFlip()
 

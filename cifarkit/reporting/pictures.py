@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,17 +86,22 @@ def fit_pictures(pictures: Iterable[tuple[RunFiles, Picture]], budget: int) -> l
 
 def _paths(run: RunFiles) -> list[Path]:
     """Return the PNGs in a fixed order; of folders with many, some that are evenly spread, the last one among them."""
-    paths = sorted(path for path in run.folder.glob("*.png") if path.is_file())
+    paths = sorted((path for path in run.folder.glob("*.png") if path.is_file()), key=_by_number)
     if run.epochs:
         paths = [path for path in paths if path.stem != "curves"]  # the page draws its own
     for name in _FOLDERS:
-        inside = sorted(path for path in (run.folder / name).glob("*.png") if path.is_file())
+        inside = sorted((path for path in (run.folder / name).glob("*.png") if path.is_file()), key=_by_number)
         if len(inside) > _MOST_OF_A_FOLDER:
             run.problems.append(f"{name}/ holds {len(inside)} pictures; {_MOST_OF_A_FOLDER} of them are shown")
             last = len(inside) - 1
             inside = [inside[round(i * last / (_MOST_OF_A_FOLDER - 1))] for i in range(_MOST_OF_A_FOLDER)]
         paths += inside
     return paths
+
+
+def _by_number(path: Path) -> list[tuple[str, int]]:
+    """Return a key that puts epoch-999 before epoch-1000."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d{0,18})", path.stem)]
 
 
 def _place(path: Path, folder: Path) -> tuple[str, str]:

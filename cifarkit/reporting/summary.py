@@ -29,16 +29,18 @@ def summarize(run: RunFiles) -> dict[str, str]:
             best, epoch = (max if percent else min)(pairs, key=lambda pair: pair[0])
             facts[f"best {name}"] = f"{_value(best, percent)} (epoch {number(epoch)})"
         facts[f"last {name}"] = _value(pairs[-1][0], percent)
-    if run.epochs:
-        facts["epochs"] = str(len(run.epochs))
-        facts["updates"] = number(run.epochs[-1].get("step"))
-        facts["seconds"] = number(run.epochs[-1].get("seconds"))
+    if trained := [row for row in run.epochs if row.get("step") is not None]:  # a run stopped at once has a reason only
+        facts["epochs"] = str(len(trained))
+        facts["updates"] = number(trained[-1].get("step"))
+        facts["seconds"] = number(trained[-1].get("seconds"))
     settings = flatten(run.config)
     sizes = {
         key: value for key, value in settings.items() if key.startswith("networks.") and key.endswith(".parameters")
     }
     if sizes:
-        facts["parameters"] = ", ".join(f"{int(size):,}" if size.isdecimal() else size for size in sizes.values())
+        facts["parameters"] = ", ".join(
+            f"{int(size):,}" if re.fullmatch(r"[0-9]{1,18}", size) else size for size in sizes.values()
+        )
     for name in ("precision", "schedule"):
         if name in settings:
             facts[name] = settings[name]

@@ -67,7 +67,7 @@ class WeightAveraging(Callback):
             run.record({f"{name}_{self.suffix}": value for name, value in metrics.items()})
 
     def will_record(self, metric: str) -> bool:
-        return metric.startswith("val_") and metric.endswith(f"_{self.suffix}")
+        return not self.updates and metric.startswith("val_") and metric.endswith(f"_{self.suffix}")
 
     @property
     def updates(self) -> int:

@@ -183,7 +183,8 @@ class LearningRateMonitor(Callback):
     """Keep the learning rate of every parameter group at every update, and log them when there are several.
 
     Attributes:
-        history: name of the group ("lr" or "lr_<optimizer>_<group>") to its rates, one an update.
+        history: name of the group ("lr", "lr_1" of the second, "generator_lr" of one of several optimizers) to its
+            rates, one an update.
     """
 
     def __init__(self) -> None:

@@ -47,8 +47,8 @@ class ModelCheckpoint(Callback):
         save_top_k: how many of the best to keep, at least 1.
         every_n_steps: also write last.pt after so many updates.
     Raises:
-        ValueError: for a misspelt mode, a count below 1, a folder that is a file, and at the first epoch for an
-            unknown metric.
+        ValueError: for a misspelt mode, a count below 1, a folder that is a file, two that would write best.pt into one
+            folder, and at the first epoch for an unknown metric.
         OSError: while saving; a failed save ends the run rather than being passed over.
     """
 
@@ -81,7 +81,17 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.best = []
+        self._require_own_folder(run)
         from_first_rank(lambda: self._open_folder(run))
+
+    def _require_own_folder(self, run: Run) -> None:
+        judges = [item for item in run.callbacks if isinstance(item, ModelCheckpoint) and item.monitor is not None]
+        here = [item.monitor for item in judges if item.folder.resolve() == self.folder.resolve()]
+        if self.monitor is not None and len(here) > 1:
+            raise ValueError(
+                f"ModelCheckpoints of {' and '.join(map(str, here))} would both write best.pt into "
+                f"{shown(self.folder)}; give each a folder of its own"
+            )
 
     def _open_folder(self, run: Run) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +163,15 @@ class ModelCheckpoint(Callback):
         best = [(float(value), self._own(name)) for value, name in state["best"]]
         if any(math.isnan(value) for value, _ in best):  # it would stay the best for ever
             raise ValueError("the checkpoint counts a metric that is NaN among the best")
-        self.best = best
+        there = from_first_rank(lambda: [name for _, name in best if (self.folder / name).is_file()])
+        self.best = [item for item in best if item[1] in there]
+        if len(self.best) < len(best):
+            missing = next(name for _, name in best if name not in there)
+            warnings.warn(
+                f"{shown(self.folder)} does not hold {missing}, one of the best of the run that goes on; the best are "
+                "chosen anew among those that follow",
+                stacklevel=2,
+            )
 
     def _own(self, name: str) -> str:
         """Return the name of a kept file if it is in the folder: what is dropped from the best is deleted."""
@@ -194,6 +212,13 @@ def _age(path: Path) -> tuple[int, float]:
     return done, path.stat().st_mtime
 
 
+def _steps_done(path: Path) -> int:
+    """Return the updates that a run had done, so that of two files the one that has trained longer is gone on from."""
+    run = load_checkpoint(path).get("run")
+    steps = run.get("step") if isinstance(run, dict) else None
+    return steps if type(steps) is int else -1
+
+
 def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) -> Path | None:
     """Return the file that ``fit(resume=...)`` means, or None to start anew.
 
@@ -209,7 +234,8 @@ def find_checkpoint(resume: str | Path | None, callbacks: Sequence[Callback]) ->
         paths = [callback.last_path for callback in callbacks if isinstance(callback, ModelCheckpoint)]
         if not paths:
             raise ValueError("resume='auto' needs a ModelCheckpoint among the callbacks, which says where to look")
-        found = next((path for path in paths if os.path.lexists(path)), None)
+        there = list(dict.fromkeys(path for path in paths if os.path.lexists(path)))
+        found = there[0] if len(there) == 1 else max(there, key=_steps_done, default=None)
         resume = found or _newest_of_the_best(paths[0].parent)
         if resume is None:
             return None

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 # Settings that say nothing of how the training goes on, or that follow from others.
 _NO_SETTINGS = ("total_steps", "device", "callbacks", "loader.batches", "environment")
 
+_LONGEST = 100  # entries of a list that is written down
 _SHOWN = (type(None), bool, int, float, str)
 
 
@@ -171,7 +172,8 @@ def _plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float, str):  # no subclasses: an enum member cannot be saved
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        long = len(value) > _LONGEST  # a list of all samples, for one
+        return f"{type(value).__name__} of {len(value)}" if long else [_plain(item) for item in value]
     if inspect.isroutine(value):
         return value.__qualname__
     shown = repr(value)  # unless it is long, or only an address that differs from run to run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from numbers import Real
 from typing import Any
@@ -36,8 +36,8 @@ def evaluate(
     """
     distributed.average_statistics(task)
     # Not inference_mode: a model that keeps a table made here could not use it in its next training step.
-    sums: dict[str, list[Tensor]] = {}
-    counts: dict[str, float] = {}
+    sums: dict[str, list[Any]] = {}
+    counts: dict[str, list[Any]] = {}
     with (
         undisturbed(loader) as bystander,
         iterating(bystander) as batches,
@@ -50,12 +50,21 @@ def evaluate(
             with autocast():
                 results = task.evaluate(to_device(batch, device, task.layout))
             for name, (total, count) in _checked(results, task).items():
-                sum_here = total if isinstance(total, Tensor) else torch.tensor(float(total), device=device)
-                sums.setdefault(name, []).append(sum_here.float())
-                counts[name] = counts.get(name, 0) + count
-    totals = distributed.add_up({name: sum(torch.stack(parts).tolist()) for name, parts in sums.items()})
-    counts = distributed.add_up(counts)
-    return {f"val_{name}": total / counts[name] for name, total in totals.items()}
+                sums.setdefault(name, []).append(total)
+                counts.setdefault(name, []).append(count)
+    totals, samples = (
+        distributed.add_up({name: _sum(parts) for name, parts in each.items()}) for each in (sums, counts)
+    )
+    if uncounted := [name for name, count in samples.items() if not count]:
+        raise ValueError(f"{type(task).__name__}.evaluate counted no samples for {uncounted[0]!r} in the whole loader")
+    return {f"val_{name}": total / samples[name] for name, total in totals.items()}
+
+
+def _sum(parts: Sequence[Any]) -> float:
+    """Add up numbers and scalar tensors, which are read off their device together."""
+    tensors = [part.float() for part in parts if isinstance(part, Tensor)]
+    read = torch.stack(tensors).tolist() if tensors else []
+    return float(sum(read) + sum(float(part) for part in parts if not isinstance(part, Tensor)))
 
 
 def _checked(results: Any, task: Task) -> Mapping[str, tuple[Any, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarkit.checks import check_integer
+from cifarkit.checks import check_integer, check_number
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.loading import undisturbed
 from cifarkit.training.meters import NonFiniteLossError
@@ -80,6 +80,7 @@ def lr_find(
         ValueError: if an argument is out of range or the task has several optimizers.
     Source: Smith 2017, "Cyclical learning rates for training neural networks", section 3.3.
     """
+    min_lr, max_lr = check_number("min_lr", min_lr), check_number("max_lr", max_lr)
     if not 0 < min_lr < max_lr:
         raise ValueError(f"min_lr={min_lr} and max_lr={max_lr} must satisfy 0 < min_lr < max_lr")
     steps = check_integer("steps", steps, 10)

@@ -13,6 +13,8 @@ from numbers import Real
 
 from torch.optim import Optimizer
 
+from cifarkit.checks import check_number
+
 Schedule = Callable[[float], float]
 
 
@@ -141,5 +143,6 @@ def _cosine_between(first: float, last: float, fraction: float) -> float:
 
 
 def _require_fraction(name: str, value: float) -> None:
+    check_number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name}={value} must be at least 0 and below 1: a fraction of the run")

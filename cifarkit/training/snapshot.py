@@ -13,6 +13,7 @@ from cifarkit.training.task import Task
 def untouched(task: Task) -> Iterator[None]:
     """Put everything of a task that a fit changes back when the block ends, however it ends."""
     weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    others = {name: buffer.clone() for name, buffer in task.named_buffers() if name not in weights}  # not persistent
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
     modes = [(module, module.training) for module in task.modules()]
     storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
@@ -26,6 +27,8 @@ def untouched(task: Task) -> Iterator[None]:
         for module, own in buffers:
             module._buffers.update(own)
         task.load_state_dict(weights)
+        for name, buffer in others.items():
+            task.get_buffer(name).copy_(buffer)
         for name, optimizer in task.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
         for network, call in compiled:

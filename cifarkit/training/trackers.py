@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, both imported when a run starts."""
+"""TensorBoard and Weights & Biases, both imported when they are asked for."""
 
 from __future__ import annotations
 

@@ -183,3 +183,14 @@ def test_queries_of_heads_are_no_feature_map() -> None:
         part.register_forward_hook(lambda own, _, output: outputs.update({own: output}))
     model(torch.rand(1, 3, 32, 32))
     assert [*find_layouts(outputs, (32, 32), guess=True)] == [model.stem]
+
+
+def test_a_module_that_is_used_under_two_names_is_found_by_either() -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.add_module("again", nn.Identity())
+    model.alias = convolution
+    model.forward = lambda images: model[3](model[2](model[1](model[0](images))))  # type: ignore[method-assign]
+    found = [attribute(model.eval(), IMAGES, 1, "grad_cam", layer=name, relu=False) for name in ("0", "alias")]
+    torch.testing.assert_close(*found)

@@ -136,3 +136,22 @@ def test_no_graph_is_recorded() -> None:
     assert not ready.around(IMAGES)(occluded(IMAGES, 3)).requires_grad
     assert recorded
     assert not any(recorded)
+
+
+def test_occlusion_and_deep_lift_leave_out_labels_that_a_network_may_take() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.embed, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(5, 4), nn.Linear(4, 5)
+
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            h = self.conv(images).relu().mean((2, 3))
+            logits: Tensor = self.head(h if labels is None else h + self.embed(labels))
+            return logits
+
+    torch.manual_seed(0)
+    model, images = Labelled().eval(), torch.randn(2, 3, 12, 12)
+    bare = nn.Sequential(model.conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head).eval()
+    for method in ("occlusion", "deep_lift"):
+        expected = attribute(bare, images, 1, method)
+        torch.testing.assert_close(attribute(model, images, 1, method), expected, rtol=1e-4, atol=1e-6)

@@ -239,6 +239,13 @@ def test_missing_on_the_first_mirror(site: Site, tmp_path: Path) -> None:
     assert download(urls, tmp_path / "file", md5=MD5, **FAST).read_bytes() == BODY
 
 
+def test_an_address_that_cannot_be_asked_leaves_the_next_mirror(site: Site, tmp_path: Path) -> None:
+    urls = [f"{site.address}/donn\u00e9es", f"{site.address}/file"]
+    assert download(urls, tmp_path / "file", md5=MD5, **FAST).read_bytes() == BODY
+    with pytest.raises(DownloadError, match="no address that can be asked"):
+        download(urls[:1], tmp_path / "other", md5=MD5, **FAST)
+
+
 def test_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
     site.status, site.failures = 503, 2
     assert download([f"{site.address}/file"], tmp_path / "file", md5=MD5, **FAST).read_bytes() == BODY

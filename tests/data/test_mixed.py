@@ -35,6 +35,11 @@ def labels_of(loader: MixedLoader) -> list[list[int]]:
     return [batch[1].tolist() for batch in loader]
 
 
+def test_a_plain_loader_refuses_the_position_of_a_mixed_one() -> None:
+    with pytest.raises(ValueError, match=r"the saved position is of a MixedLoader with share=0\.25; give one again"):
+        Loader(REAL, 8, shuffle=True).load_state_dict(mixed().state_dict())
+
+
 def test_a_transform_of_its_own_is_warned_of() -> None:
     flip = v2.RandomHorizontalFlip()
     with pytest.warns(UserWarning, match="RandomHorizontalFlip"):

@@ -66,3 +66,12 @@ def test_what_is_no_source_is_named(root: Path) -> None:
         data.load("shapes", count=0)
     with pytest.raises(TypeError, match=r"count=2\.5"):
         data.load("shapes", count=2.5)  # type: ignore[arg-type]
+
+
+def test_a_size_of_nothing_is_refused_and_one_of_cifar_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="size"):
+        data.load("shapes", size=0, count=10)
+    (root / "cifar10").mkdir()
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match="size=64 is for a folder of pictures or shapes; leave it out for cifar10"):
+        data.load("cifar10", root=root, size=64)

@@ -291,6 +291,10 @@ def described(shape: str, dtype: str = "|u1") -> bytes:
         (described(f"({'9' * 40},)"), r"array 'images' claims 9{40} bytes and holds 96"),
         (described("(-1, 4, 4, 3)"), r"array 'images' claims -48 bytes and holds 96"),
         (described("(2, 4, 4, 3)", "<U9999999"), r"array 'images' claims \d+ bytes and holds 96"),
+        (
+            header("{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }\n"),
+            r"'images' has entries without a size",
+        ),
         (described("(2, 4, 4, '3')"), r"shape is not valid"),
         (described("(2, 4, 4, 3)", "nonsense"), r"descr is not a valid dtype descriptor"),
         (header("(" * 9000), r"gift\.npz: "),

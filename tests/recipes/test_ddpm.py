@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,7 +60,7 @@ def test_a_network_takes_images_of_any_channels() -> None:
     assert network(torch.zeros(2, 1, 16, 16), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, 16, 16)
 
 
-@pytest.mark.parametrize("recipe", [*DDPM.values(), replace(SMALL, ema=0.5, min_snr=5.0)])
+@pytest.mark.parametrize("recipe", [*DDPM.values(), replace(SMALL, ema=0.5, min_snr=5.0, batch_size=np.int64(9))])
 def test_a_recipe_survives_json(recipe: DiffusionRecipe) -> None:
     assert DiffusionRecipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
 

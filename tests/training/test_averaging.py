@@ -392,3 +392,11 @@ def test_mistakes_are_named(make: Any, message: str) -> None:
 def test_the_base_schedule_is_kept_without_swa_lr() -> None:
     schedule = constant()
     assert StochasticWeightAveraging().bend_schedule(schedule, None) is schedule  # type: ignore[arg-type]
+
+
+def test_a_misspelt_metric_of_an_average_is_named_once_it_averages(tmp_path: Path) -> None:
+    message = "monitor='val_accuracy_ema' is not among the metrics of this run: .*val_acc_ema"
+    with pytest.raises(ValueError, match=message):
+        fit(ExponentialMovingAverage(0.5), ModelCheckpoint(tmp_path, "val_accuracy_ema"), epochs=1)
+    with pytest.raises(ValueError, match="monitor='val_accuracy_swa' is not among the metrics of this run"):
+        fit(StochasticWeightAveraging(start=0.5), ModelCheckpoint(tmp_path / "b", "val_accuracy_swa"))

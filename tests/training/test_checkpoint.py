@@ -436,6 +436,14 @@ def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
     assert names_in(tmp_path) == {"last.pt", "mine.tmp", mine}
 
 
+def test_what_an_earlier_process_of_the_same_number_left_is_swept_up(tmp_path: Path) -> None:
+    left = tmp_path / f".last.pt.{os.getpid()}-4567cdef.tmp"  # in a container the number is the same each time
+    left.write_bytes(b"half")
+    os.utime(left, (1e9, 1e9))  # in 2001
+    train(tmp_path, epochs=1)
+    assert names_in(tmp_path) == {"last.pt"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -515,3 +523,41 @@ def test_saving_copies_nothing_that_shares_memory_with_training(tmp_path: Path) 
     with torch.no_grad():
         next(model.parameters()).zero_()
     assert torch.equal(before["0.weight"], load_checkpoint(tmp_path / "net.pt")["0.weight"])
+
+
+def test_the_best_of_another_folder_are_chosen_anew(tmp_path: Path) -> None:
+    def fit(folder: str, epochs: int, resume: Any = None, **options: Any) -> ModelCheckpoint:
+        torch.manual_seed(0)
+        pixels = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
+        loader = Loader(ImageDataset(pixels, torch.arange(8) % 2, ("a", "b")), 4)
+        model, saves = TinyNet(), ModelCheckpoint(tmp_path / folder, "val_loss", "max", **options)
+        trainer = Trainer(max_epochs=epochs, callbacks=[saves], progress=False)
+        task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+        trainer.fit(task, loader, loader, resume=resume)
+        return saves
+
+    fit("a", 2)
+    with pytest.warns(UserWarning, match=r"b does not hold best\.pt, one of the best of the run that goes on"):
+        saves = fit("b", 3, tmp_path / "a" / "last.pt")
+    assert {"best.pt", "last.pt"} <= names_in(tmp_path / "b")
+    assert [name for _, name in saves.best] == ["best.pt"]
+
+
+def test_two_that_choose_the_best_need_two_folders(tmp_path: Path) -> None:
+    model = TinyNet()
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    loader = Loader(ImageDataset(torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2, ("a", "b")), 4)
+    both = [
+        ModelCheckpoint(tmp_path / "run", "val_acc"),
+        ModelCheckpoint(tmp_path / "x" / ".." / "run", "val_loss", "min"),
+    ]
+    with pytest.raises(ValueError, match=r"ModelCheckpoints of val_acc and val_loss would both write best\.pt into"):
+        Trainer(max_epochs=1, callbacks=both, progress=False).fit(task, loader, loader)
+
+
+def test_auto_takes_the_checkpoint_that_has_trained_longer(tmp_path: Path) -> None:
+    callbacks = [ModelCheckpoint(tmp_path / name) for name in "abc"]
+    for name, step in (("a", 5), ("b", 9)):
+        write_checkpoint({"run": {"step": step}}, tmp_path / name / "last.pt")
+    assert find_checkpoint("auto", callbacks) == tmp_path / "b" / "last.pt"
+    assert find_checkpoint("auto", callbacks[::2]) == tmp_path / "a" / "last.pt"

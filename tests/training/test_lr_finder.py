@@ -392,3 +392,20 @@ def test_a_task_that_cannot_be_swept_is_named() -> None:
         lr_find(task, BATCH)
     with pytest.raises(ValueError, match="train_loader has no batches"):
         lr_find(Bowl(), [])
+
+
+def test_buffers_that_no_checkpoint_holds_are_put_back_too() -> None:
+    class Counting(Trap):
+        def __init__(self) -> None:
+            super().__init__(nothing)
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def updates(self, batch: Any) -> Any:
+            self.calls += 1
+            yield from super().updates(batch)
+
+    task = Counting()
+    lr_find(task, loader(), steps=10, trainer=Trainer(max_steps=10, **QUIET))
+    assert task.calls == 0
+    with pytest.raises(TypeError, match="min_lr"):
+        lr_find(task, loader(), min_lr="a")  # type: ignore[arg-type]

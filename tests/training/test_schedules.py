@@ -125,3 +125,8 @@ def test_a_number_of_numpy_is_a_number() -> None:
     with scheduled_rates({"model": optimizer}):
         set_rates(optimizer, schedule(0.0))
         assert type(optimizer.param_groups[0]["lr"]) is float
+
+
+def test_text_is_no_fraction() -> None:
+    with pytest.raises(TypeError, match="warmup"):
+        cosine("0.1")  # type: ignore[arg-type]

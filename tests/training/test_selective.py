@@ -112,3 +112,19 @@ def test_wrong_arguments_are_named() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(TypeError, match="a proxy network and its optimizer, both built; got str and SGD"):
         SelectiveTask(model, optimizer, "small", optimizer)  # type: ignore[arg-type]
+
+
+def test_a_mixed_batch_keeps_what_tells_real_from_generated() -> None:
+    task = make_task(keep=0.5)
+    generated = torch.tensor([True] * 2 + [False] * 6)
+    *_, last = task.updates((brightnesses(8), torch.zeros(8, dtype=torch.int64), generated))
+    assert task.model.seen[0].tolist() == [0, 1, 2, 3]  # of which two are generated
+    assert {"acc_real", "acc_generated"} <= last.metrics.keys()
+    assert all(value.isfinite() for value in last.metrics.values())
+
+
+def test_a_label_that_the_proxy_does_not_know_is_named() -> None:
+    with pytest.raises(ValueError, match="labels run from 0 to 7, but the model tells 2 classes apart"):
+        list(make_task().updates((brightnesses(8), torch.arange(8))))
+    with pytest.raises(TypeError, match="labels must be int64"):
+        list(make_task().updates((brightnesses(8), torch.zeros(8))))

@@ -815,3 +815,15 @@ def test_a_generator_of_the_loader_is_part_of_the_state(owner: str, tmp_path: Pa
         fit(loader(), max_steps=steps, callbacks=[ModelCheckpoint(folder)])
         resumed = Trainer(max_epochs=3, progress=False).fit(tiny_task(), loader(), resume=folder)
         assert_same_weights(straight, resumed, within=0)
+
+
+def test_counts_of_samples_may_be_tensors_and_must_not_all_be_0() -> None:
+    task = tiny_task()
+    task.evaluate = lambda batch: {"acc": ((batch[1] > 0).sum(), (batch[1] >= 0).sum()), "loss": (1.5, 3)}
+    metrics = Trainer(max_epochs=1).evaluate(task, batches_of(8, 4))
+    assert metrics["val_loss"] == 0.5
+    assert type(metrics["val_acc"]) is float
+    assert 0 <= metrics["val_acc"] <= 1
+    task.evaluate = lambda batch: {"acc": (0.0, torch.tensor(0))}
+    with pytest.raises(ValueError, match="evaluate counted no samples for 'acc' in the whole loader"):
+        Trainer(max_epochs=1).evaluate(task, batches_of(8, 4))

@@ -64,9 +64,11 @@ class SelectiveTask(ClassificationTask):
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))  # so that a checkpoint carries it
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        images, labels = batch
+        first, (images, labels) = not self._checked, self._checked_batch(batch)
         learnt = _count(self.proxy_share, images)
-        logits = self.proxy(images[:learnt])
+        logits = self._checked_logits(self.proxy(images[:learnt]), labels)
+        if first:
+            self._checked = False  # the model's logits have not been looked at yet
         losses = F.cross_entropy(logits, labels[:learnt], reduction="none", label_smoothing=self.label_smoothing)
         chosen = torch.arange(_count(self.keep, images), device=images.device)
         if not self.start or self.batches_seen >= self.start:
@@ -75,7 +77,7 @@ class SelectiveTask(ClassificationTask):
         self.batches_seen += 1
         yield Update(losses.mean(), "proxy", {"acc": accuracy(logits.detach(), labels[:learnt])})
         kept = images[chosen].contiguous(memory_format=self.layout)  # indexing leaves that of the images
-        yield from super().updates((kept, labels[chosen]))
+        yield from super().updates((kept, *(part[chosen] for part in batch[1:])))
 
     @torch.no_grad()
     def _judge(self, images: Tensor, labels: Tensor) -> Tensor:
