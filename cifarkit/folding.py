@@ -9,6 +9,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
+_NAME = "network"  # what the one that is traced is called meanwhile
+
 
 def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     """Copy a network for evaluation, with its BatchNorms folded into the convolutions before them.
@@ -43,8 +45,14 @@ def trace_copy(model: nn.Module) -> fx.GraphModule | None:
 
 
 def trace_on_images(network: nn.Module) -> fx.GraphModule:
-    """Return the operations of ``network(images)`` as a graph, whose modules are the network's own."""
-    return fx.symbolic_trace(_OnImages(network))
+    """Return the operations of ``network(images)`` as a graph, whose modules are the network's own, by their names."""
+    graph = fx.Tracer().trace(_OnImages(network))
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            if node.target == _NAME:  # one layer of PyTorch's, which takes nothing else
+                return fx.symbolic_trace(network)
+            node.target = str(node.target).removeprefix(f"{_NAME}.")
+    return fx.GraphModule(network, graph, type(network).__name__)
 
 
 class _OnImages(nn.Module):

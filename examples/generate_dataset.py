@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cifarkit import data, diffusion, generation, load_weights, models, plots, recipes, seed_everything, training
-from cifarkit.transforms import Normalize
+from cifarkit import data, diffusion, generation, models, plots, recipes, seed_everything, training, transforms
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 flag = parser.add_argument
@@ -46,15 +45,15 @@ where = {"root": args.root or trained["root"], "count": 300 if trained["tiny"] e
 train_set, test_set = (data.load(trained["data"], train=train, **where) for train in (True, False))
 if trained["data"] not in data.NAMED:
     train_set, test_set = train_set.split(0.98, 0.02)  # as train_ddpm.py does: it never saw the 2 %
-classes, normalize = train_set.classes, Normalize(*train_set.mean_std())
+classes, normalize = train_set.classes, transforms.Normalize(*train_set.mean_std())
 device = training.precision.choose_device(training.distributed.own_device("auto"))  # each process its own
 network, schedule = recipe.network(len(classes), train_set.image_shape).to(device), recipe.noise_schedule
 if args.run:
-    load_weights(network, Path(args.run, "last.pt"), average="ema")
+    training.load_weights(network, Path(args.run, "last.pt"), average="ema")
 judge, fast = args.judge or args.classifier, recipes.SPEEDRUN[args.recipe]
 own = {"widths": fast.widths, "depth": fast.depth, "channels": train_set.image_shape[0]}
 files = {args.classifier, judge} - {None}
-nets = {file: load_weights(models.SpeedNet(len(classes), **own), file).to(device) for file in files}
+nets = {file: training.load_weights(models.SpeedNet(len(classes), **own), file).to(device) for file in files}
 
 
 def sample(labels: torch.Tensor, generator: generation.SampleGenerators) -> torch.Tensor:

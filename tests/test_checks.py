@@ -163,3 +163,8 @@ def test_parameters_are_found_behind_modules_partials_and_wrappers() -> None:
         assert has_parameter(function, "draws")
         assert not has_parameter(function, "labels")
     assert not has_parameter(torch.neg, "draws")
+
+
+def test_an_integer_beyond_every_float_is_named() -> None:
+    with pytest.raises(ValueError, match="p must be finite; got an integer beyond every float"):
+        check_number("p", 10**400)

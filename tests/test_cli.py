@@ -319,6 +319,15 @@ def test_settings_without_a_size_of_images_are_damaged(here: Path, capsys: pytes
         assert f"image_shape={wrong!r} is no [C, H, W]" in capsys.readouterr().err
 
 
+def test_what_cannot_be_meant_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["train", "--resume", "a", "--folder", "b"]) == 1
+    assert "--resume and --folder both name the folder of the run; give one of them" in capsys.readouterr().err
+    data.shapes(300).save(here / "few.npz")
+    assert commands.main(["train", "--data", "few.npz"]) == 1
+    assert "has 270 images to train on, and --recipe 4-minutes takes batches of 1000" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
 def test_a_rate_is_looked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main(["lr-find", "--tiny", "--steps", "12", "--batch-size", "20"]) == 0
     (folder,) = (here / "runs").iterdir()

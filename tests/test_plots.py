@@ -382,3 +382,11 @@ plots.image_grid(torch.zeros(2, 3, 8, 8))
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_names_with_dollars_are_names_and_no_formulas(tmp_path: Path) -> None:
+    classes = ["$5_$10", r"$\\frac", "plain"]
+    labels = torch.tensor([0, 1, 2])
+    plots.confusion_matrix(labels, labels, classes, tmp_path / "confusion.png")
+    plots.image_grid(torch.rand(3, 3, 8, 8), classes, path=tmp_path / "grid.png", title="$5_$10")
+    assert len([*tmp_path.iterdir()]) == 2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cifarkit.reporting import charts, markup, page, pictures, report
+from cifarkit.reporting import charts, markup, page, pictures, report, summary
 from cifarkit.reporting.reading import RunFiles, flatten, read_run
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
@@ -466,3 +466,18 @@ def test_a_browser_accepts_its_own_script_and_style(run: Path) -> None:
     ended = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in ended.stderr
     assert 'class="cursor"' in ended.stdout  # which the script has drawn
+
+
+def test_a_run_that_was_stopped_in_its_first_epoch_has_done_none(run: Path) -> None:
+    (run / "metrics.csv").write_text("epoch,step,stopped_because\n0,3,SIGTERM was received\n")
+    facts = summary.summarize(read_run(run))
+    assert not {"epochs", "updates", "seconds"} & facts.keys()
+    (run / "config.json").write_text(json.dumps({"networks": {"model": {"parameters": "9" * 5000}}}))
+    assert summary.summarize(read_run(run))["parameters"].startswith("999")
+
+
+def test_samples_come_in_the_order_of_their_epochs(run: Path) -> None:
+    for epoch in (199, 999, 1000, 1999):
+        draw(run / "samples" / f"epoch-{epoch:03d}.png")
+    files = [picture.file for picture in pictures.find_pictures(read_run(run))]
+    assert files == [f"samples/epoch-{epoch}.png" for epoch in (199, 999, 1000, 1999)]

@@ -99,16 +99,8 @@ class SpeedRecipe:
     def loader(self, train_set: ImageDataset, *, seed: int = 0, device: str | torch.device = "cpu") -> Loader:
         """Make the batches: crops that grow with the epochs, each image mirrored in every other epoch.
 
-        Of several processes each makes its part of every batch.
-
-        Raises:
-            ValueError: if there are too few images for a batch.
+        Of several processes each makes its part of every batch. Fewer images than a batch has make none.
         """
-        if len(train_set) < self._images_a_batch:
-            raise ValueError(
-                f"train_set has {len(train_set)} images, and the recipe takes batches of {self._images_a_batch}; give "
-                "more, or train with smaller batches by a Trainer of your own, as examples/train_classifier.py does"
-            )
         normalize = transforms.Normalize(*train_set.mean_std())
         side_of_images = min(train_set.image_shape[1:])
 

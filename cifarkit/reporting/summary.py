@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cifarkit.reporting.charts import is_accuracy
 from cifarkit.reporting.markup import number
@@ -29,7 +29,7 @@ def summarize(run: RunFiles) -> dict[str, str]:
             best, epoch = (max if percent else min)(pairs, key=lambda pair: pair[0])
             facts[f"best {name}"] = f"{_value(best, percent)} (epoch {number(epoch)})"
         facts[f"last {name}"] = _value(pairs[-1][0], percent)
-    if trained := [row for row in run.epochs if row.get("step") is not None]:  # a run stopped at once has a reason only
+    if trained := [row for row in run.epochs if _has_metrics(row)]:
         facts["epochs"] = str(len(trained))
         facts["updates"] = number(trained[-1].get("step"))
         facts["seconds"] = number(trained[-1].get("seconds"))
@@ -67,6 +67,11 @@ def compare_settings(runs: Sequence[RunFiles], most: int = 400) -> tuple[list[li
     rows = [[name, *(_PATH.sub(r"\1", one.get(name, _ABSENT)) for one in settings)] for name in names]
     different = [row for row in rows if len({*row[1:]}) > 1 and not _PLACE.fullmatch(row[0])]
     return different, [row for row in rows if len({*row[1:]}) == 1]
+
+
+def _has_metrics(row: Mapping[str, float | None]) -> bool:
+    """Tell a row of an epoch from that of a run which was stopped in its first one, and has a reason only."""
+    return any(value is not None for name, value in row.items() if name not in ("epoch", "step"))
 
 
 def _is_result(name: str) -> bool:

@@ -75,3 +75,15 @@ def test_a_size_of_nothing_is_refused_and_one_of_cifar_too(root: Path, monkeypat
     monkeypatch.chdir(root)
     with pytest.raises(ValueError, match="size=64 is for a folder of pictures or shapes; leave it out for cifar10"):
         data.load("cifar10", root=root, size=64)
+
+
+def test_classes_that_labels_would_not_mean_are_refused(root: Path) -> None:
+    classes = data.load(root / "own.npz").classes
+    assert data.load("shapes", count=20, classes=classes).classes == classes
+    message = f"has the classes {', '.join(classes[:5])}, ... and not {', '.join(classes[::-1][:5])}, ... in this order"
+    with pytest.raises(ValueError, match=message):
+        data.load(root / "own.npz", classes=classes[::-1])
+    for name in ("b", "c"):
+        image_grid(torch.zeros(1, 3, 8, 8), path=root / "photos" / name / "one.png")
+    found = data.load(root / "photos", size=8, classes=("a", "b", "c"))
+    assert (found.classes, found.labels.tolist()) == (("a", "b", "c"), [1, 2])

@@ -425,3 +425,15 @@ def test_shapes_can_be_computed_without_numbers(method: str) -> None:
     with torch.device("meta"):
         layer, nodes = GraphAttention(16, 2, method=method), torch.empty(1, 3000, 16)
     assert layer(nodes).shape == nodes.shape
+
+
+def test_weights_are_finite_where_products_of_half_precision_are_not() -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention(16).half()
+    nodes = torch.full((1, 3, 16), 300.0, dtype=torch.float16)
+    with torch.no_grad():
+        for part in (layer.query, layer.key):
+            part.weight.copy_(torch.eye(16))
+            part.bias.zero_() if part.bias is not None else None
+    weights = layer.weights(nodes)
+    torch.testing.assert_close(weights.float(), torch.full((1, 1, 3, 3), 1 / 3))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarkit.data import FeatureLoader, ImageDataset, Loader
-from cifarkit.models import GraphAttention, HybridClassifier, SpeedNet, resnet18
+from cifarkit.models import GraphAttention, HybridClassifier, SpeedNet, UNet, resnet18
 from cifarkit.models.hybrid import AttentionHead
 
 KINDS = ["graph", "self"]
@@ -518,3 +518,22 @@ def test_looking_for_the_channels_changes_nothing() -> None:
     hybrid_of(network, freeze_backbone=False)
     assert_same_state(network, before)
     assert all(part.training for part in network.features.modules())
+
+
+def test_a_backbone_whose_own_head_fails_is_pooled_by_the_mean(caplog: pytest.LogCaptureFixture) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4), nn.ReLU())
+            self.classifier = nn.Linear(6, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.features(images).flatten(1))  # for one size of image only
+            return logits
+
+    with caplog.at_level(logging.WARNING):
+        hybrid = HybridClassifier(Cut(), num_classes=10)
+    assert hybrid.head.pool == "mean"
+    assert "the classifier pools by the mean: Cut gives no logits here" in caplog.text
+    with pytest.raises(ValueError, match="backbone=UNet fails on an image of shape"):
+        HybridClassifier(UNet(base_channels=8))

@@ -218,3 +218,15 @@ def test_large_stem_warns_once_about_small_images() -> None:
         warnings.simplefilter("error")
         model(torch.rand(1, 3, 32, 32))
         pickle.loads(pickle.dumps(copy.deepcopy(model)))(torch.rand(1, 3, 32, 32))
+
+
+def test_kernels_of_another_size_are_named_and_those_elsewhere_stay_there() -> None:
+    with pytest.raises(ValueError, match=r"kernel must be \(D, C, 7, 7\); got shape \(2, 3, 5, 5\)"):
+        resample_stem(torch.zeros(2, 3, 5, 5))
+    assert resample_stem(torch.zeros(2, 3, 7, 7, device="meta")).device.type == "meta"
+
+
+def test_a_file_with_keys_that_are_no_names_is_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt"):
+        resnet18(weights=tmp_path / "w.pt")

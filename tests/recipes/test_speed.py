@@ -141,3 +141,9 @@ def test_a_wrong_number_is_named_when_the_recipe_is_made(wrong: dict[str, float]
         replace(recipes.TINY, **wrong)
     with pytest.raises(TypeError, match=f"{next(iter(wrong))}='x' is a str"):
         replace(recipes.TINY, **dict.fromkeys(wrong, "x"))
+
+
+def test_images_that_are_not_square_are_cropped_by_their_shorter_side() -> None:
+    pixels = torch.randint(256, (100, 3, 32, 48), dtype=torch.uint8)
+    loader = recipes.TINY.loader(data.ImageDataset(pixels, TRAIN.labels[:100], TRAIN.classes))
+    assert [{images.shape[-1] for images, _ in loader} for _ in range(2)] == [{24}, {32}]
