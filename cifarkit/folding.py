@@ -45,13 +45,21 @@ def trace_copy(model: nn.Module) -> fx.GraphModule | None:
 
 
 def trace_on_images(network: nn.Module) -> fx.GraphModule:
-    """Return the operations of ``network(images)`` as a graph, whose modules are the network's own, by their names."""
-    graph = fx.Tracer().trace(_OnImages(network))
+    """Return the operations of ``network(images)`` as a graph, whose modules are the network's own, by their names.
+
+    The network, best a copy, is given the tensors that its forward pass makes anew each time, as attributes.
+    """
+    root = _OnImages(network)
+    graph = fx.Tracer().trace(root)
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            if node.target == _NAME:  # one layer of PyTorch's, which takes nothing else
-                return fx.symbolic_trace(network)
-            node.target = str(node.target).removeprefix(f"{_NAME}.")
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        target = str(node.target)
+        if target == _NAME:  # one layer of PyTorch's, which takes nothing else
+            return fx.symbolic_trace(network)
+        if not target.startswith(f"{_NAME}."):  # a tensor that the forward pass makes, kept with the one traced
+            setattr(network, target, getattr(root, target))
+        node.target = target.removeprefix(f"{_NAME}.")
     return fx.GraphModule(network, graph, type(network).__name__)
 
 

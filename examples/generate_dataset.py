@@ -31,8 +31,8 @@ flag("--tiny", action="store_true", help="a few seconds, to see that it works; w
 args = parser.parse_args()
 if not (args.run or args.tiny):
     parser.error("--run FOLDER is needed: images of an untrained network are noise")
-if args.run and not Path(args.run, "flags.json").is_file():
-    parser.error(f"--run {args.run} holds no flags.json, which train_ddpm.py writes")
+if args.run and not Path(args.run, "recipe.json").is_file():
+    parser.error(f"--run {args.run} holds no recipe.json, which train_ddpm.py writes")
 trained, recipe = {"data": "shapes", "root": "data", "tiny": True}, recipes.DDPM["strong"].tiny()
 if args.run:
     trained = json.loads(Path(args.run, "flags.json").read_text())

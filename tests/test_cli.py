@@ -324,7 +324,7 @@ def test_what_cannot_be_meant_is_refused(here: Path, capsys: pytest.CaptureFixtu
     assert "--resume and --folder both name the folder of the run; give one of them" in capsys.readouterr().err
     data.shapes(300).save(here / "few.npz")
     assert commands.main(["train", "--data", "few.npz"]) == 1
-    assert "has 270 images to train on, and --recipe 4-minutes takes batches of 1000" in capsys.readouterr().err
+    assert "has 243 images to train on, and --recipe 4-minutes takes batches of 1000" in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 

@@ -39,7 +39,7 @@ def test_a_dataset_is_generated_by_what_the_run_was_trained_with(tmp_path: Path)
     made = run(*generate)
     assert made.returncode == 0, made.stderr
     assert "ImageDataset(20 images" in made.stdout
-    (tmp_path / "run" / "flags.json").unlink()
+    (tmp_path / "run" / "recipe.json").unlink()
     refused = run(*generate)
     assert refused.returncode == 2
-    assert "--run run holds no flags.json, which train_ddpm.py writes" in refused.stderr
+    assert "--run run holds no recipe.json, which train_ddpm.py writes" in refused.stderr

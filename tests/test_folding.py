@@ -86,6 +86,19 @@ def test_a_model_with_hooks_is_left_alone() -> None:
     assert fold_batchnorm(model) is None
 
 
+def test_a_tensor_that_the_forward_pass_makes_is_followed() -> None:
+    class Centred(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            result: Tensor = super().forward(images - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+            return result
+
+    model = lived_in(Centred(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    folded = fold_batchnorm(model)
+    assert folded is not None
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(images), model(images), atol=1e-4, rtol=1e-4)
+
+
 def test_the_model_keeps_its_mode() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     folded = fold_batchnorm(model)

@@ -14,6 +14,7 @@ from cifarkit import recipes, training, transforms
 from cifarkit.commands.shared import SettingsWriter, flags_of, has_settings, read_settings, recorded_flags
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import draw_noise, sample_ddim
+from cifarkit.training import distributed
 
 
 def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionRecipe:
@@ -23,6 +24,18 @@ def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionReci
     network = settings["network"]
     shape = {name: network[name] for name in ("base_channels", "multipliers", "patch") if name in network}
     return recipes.DiffusionRecipe(**shape, ema=0.9 if settings["flags"]["tiny"] else 0.999)
+
+
+@distributed.process_group()
+def _kept_recipe(folder: Path) -> recipes.DiffusionRecipe | None:
+    """Return the recipe of the run that goes on in a folder, as rank 0 sees it."""
+
+    def read() -> dict[str, Any] | None:
+        begun = has_settings(folder) and any(folder.glob("*.pt"))
+        return dataclasses.asdict(read_recipe(folder, read_settings(folder))) if begun else None
+
+    kept = distributed.from_first_rank(read)
+    return None if kept is None else recipes.DiffusionRecipe(**kept)
 
 
 def _own_recipe(args: argparse.Namespace) -> recipes.DiffusionRecipe:
@@ -60,8 +73,8 @@ def fit(
     settings: dict[str, Any], train_set: ImageDataset, val_set: ImageDataset, folder: Path, resume: Path | str
 ) -> training.Run:
     """Train with a moving average, whose samples are drawn as the run goes; a run that goes on keeps its recipe."""
-    args, begun = recorded_flags(settings), has_settings(folder) and any(folder.glob("*.pt"))
-    recipe = (read_recipe(folder, read_settings(folder)) if begun else _own_recipe(args)).of_run(folder)
+    args, kept = recorded_flags(settings), _kept_recipe(folder)
+    recipe = kept or _own_recipe(args).of_run(folder)
     task, loader = recipe.task(train_set), recipe.loader(train_set, seed=args.seed)
     epochs = 1 if args.tiny else args.epochs
     end, updates = {"max_epochs": epochs}, epochs * len(loader)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         shown += [plain, *gap, overlay(images[part], maps[part]), *gap]
         captions += [*names[part], *[""] * (2 * _COLUMNS - len(images[part]))]
     about = "predicted class" if target is None else args.target
-    asked = "" if target is None else f"-{re.sub(r'[^-a-zA-Z0-9]+', '_', classes[target])}"
+    asked = "" if target is None else f"-{target}-{re.sub(r'[^-a-zA-Z0-9]+', '_', classes[target])}"
     name = f"{args.method}{asked}{'-mistakes' if args.mistakes else ''}.png"
     path = Path(args.run_folder) / "explanations" / name
     plots.image_grid(torch.cat(shown), captions, None, _COLUMNS, path, title=f"{args.method} of the {about}")

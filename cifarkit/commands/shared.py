@@ -20,15 +20,8 @@ _NEEDED = {  # what `train` notes of each kind of network
 }
 _FLAGS = ("data", "root", "download", "seed", "tiny", "recipe", "val", "epochs", "base_channels")
 _LATER_FLAGS = {"size": None, "minutes": None}  # which runs of before did not note
-_KEPT_FLAGS = (
-    "data",
-    "size",
-    "seed",
-    "val",
-    "tiny",
-    "recipe",
-    "minutes",
-)  # of images, their order and the end: a run keeps them
+# Of the images, their order and the end: a run keeps them.
+_KEPT_FLAGS = ("data", "size", "seed", "val", "tiny", "recipe", "minutes")
 _LARGEST = 10_000_000  # bytes of settings
 TINY = 600  # images of --tiny
 

@@ -79,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
 def describe_classifier(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run that trains by a recipe."""
     recipe, (mean, std) = _recipe(args), train_set.mean_std()
-    if not len(recipe.loader(train_set)):
+    batch = round(recipe.batch_size / recipe.keep)
+    if len(train_set) < batch:
         raise ValueError(
             f"--data {args.data} has {len(train_set)} images to train on, and --recipe {args.recipe} takes batches of "
-            f"{round(recipe.batch_size / recipe.keep)}; examples/train_classifier.py trains with smaller ones"
+            f"{batch}; examples/train_classifier.py trains with smaller ones"
         )
     network = {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth}
     channels, height, _ = train_set.image_shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from cifarkit.checks import check_integer, check_path
@@ -45,9 +46,10 @@ def load(
     """
     images = _load(source, root, train, download, size, count, classes)
     if classes is not None and images.classes != tuple(classes):
+        pairs = zip_longest(images.classes, classes, fillvalue="none")
+        label, (there, asked) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ValueError(
-            f"{shown(source)} has the classes {shown(', '.join(images.classes[:5]))}, ... and not "
-            f"{shown(', '.join(classes[:5]))}, ... in this order; labels would mean others"
+            f"{shown(source)} has other classes than asked for: label {label} means {there!r} there and {asked!r} here"
         )
     return images
 

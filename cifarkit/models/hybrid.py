@@ -233,7 +233,13 @@ class HybridClassifier(nn.Module):
             features, errors = self.features(image), dict[str, float]()
             try:
                 expected = self.backbone(image)
-            except (AssertionError, IndexError, RuntimeError, ValueError):  # its head may take another size of image
+            except (
+                AssertionError,
+                IndexError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ):  # its head may take another size of image
                 expected = None
             if not isinstance(expected, Tensor):
                 _log.warning("the classifier pools by the mean: %s gives no logits here", type(self.backbone).__name__)

@@ -110,7 +110,7 @@ class DiffusionRecipe:
         rank 0 reads and writes.
 
         Raises:
-            ValueError: if the file, recipe.json, is damaged.
+            ValueError: if the file, recipe.json, is damaged, or a run beside it has begun without.
         """
         path = Path(folder) / _FILE
         kept = DiffusionRecipe(**distributed.from_first_rank(lambda: self._kept(path)))
@@ -122,7 +122,11 @@ class DiffusionRecipe:
 
     def _kept(self, path: Path) -> dict[str, Any]:
         """Return the recipe of a file if a run beside it has begun; write this one otherwise."""
-        if path.exists() and any(path.parent.glob("*.pt")):
+        if any(path.parent.glob("*.pt")):
+            if not path.exists():
+                raise ValueError(
+                    f"{shown(path.parent)} holds a run without {_FILE}, so nobody knows how it was trained"
+                )
             return asdict(self.load(path))
         write_atomically(json.dumps(asdict(self), indent=1).encode() + b"\n", path)
         return asdict(self)

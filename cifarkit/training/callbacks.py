@@ -35,7 +35,7 @@ class Callback:
         """After every optimizer update; ``run.step`` counts it already."""
 
     def on_non_finite(self, run: Run, error: NonFiniteLossError) -> bool:
-        """When a log step finds a loss that is not finite; true if this has put it right and the run goes on."""
+        """When a loss is found not to be finite, at a log step or a save; true if this run may go on all the same."""
         return False
 
     def on_epoch_end(self, run: Run) -> None:

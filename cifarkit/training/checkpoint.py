@@ -213,8 +213,15 @@ def _age(path: Path) -> tuple[int, float]:
 
 
 def _steps_done(path: Path) -> int:
-    """Return the updates that a run had done, so that of two files the one that has trained longer is gone on from."""
-    run = load_checkpoint(path).get("run")
+    """Return the updates that a run had done, so that of two files the one that has trained longer is gone on from.
+
+    A damaged file has none, with a warning, since there is another.
+    """
+    try:
+        run = load_checkpoint(path).get("run")
+    except (OSError, ValueError) as error:
+        warnings.warn(f"another checkpoint is gone on from, if one is sound: {error}", stacklevel=2)
+        return -1
     steps = run.get("step") if isinstance(run, dict) else None
     return steps if type(steps) is int else -1
 

@@ -50,6 +50,7 @@ class GANHealth(Callback):
             image, of generated images over real ones; NaN before the first epoch has ended.
         collapsed: the labels of classes whose generated images are nearly the same.
         returned: how often it went back.
+        passed_over: how often a loss was not finite while the weights were.
     """
 
     order = -20  # before averages take in weights that are not finite
@@ -81,7 +82,10 @@ class GANHealth(Callback):
 
     def on_non_finite(self, run: Run, error: NonFiniteLossError) -> bool:
         """Go back if the weights are lost where a loss was not finite; tell whether the run may go on."""
-        return _is_finite(run) or self._go_back(run)
+        if not _is_finite(run):
+            return self._go_back(run)
+        self.passed_over += 1
+        return True
 
     def on_epoch_end(self, run: Run) -> None:
         self._keep(run)
@@ -93,6 +97,9 @@ class GANHealth(Callback):
         self.verdict = describe_health(self.diversity, on_real, on_fake, self.collapsed)
         if self.returned:
             self.verdict += f"; returned {self.returned} of {self.returns} times from weights that were not finite"
+        if self.passed_over:
+            times = "1 time" if self.passed_over == 1 else f"{self.passed_over} times"
+            self.verdict += f"; {times} a loss was not finite while the weights were, which is passed over"
         if run.trainer.progress and rank() == 0:
             from tqdm import tqdm
 
@@ -104,14 +111,16 @@ class GANHealth(Callback):
     def state_dict(self) -> dict[str, Any]:
         # A run that had ended before it is resumed makes no epoch more, and must still know its last line.
         said = {"verdict": self.verdict, "diversity": self.diversity, "collapsed": self.collapsed}
+        said |= {"passed_over": self.passed_over}
         return {"returned": self.returned, "labels": self._labels, "real": self._real} | said
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.returned, self._labels, self._real = state["returned"], state["labels"], state["real"]
         self.verdict, self.diversity, self.collapsed = state["verdict"], state["diversity"], [*state["collapsed"]]
+        self.passed_over = state.get("passed_over", 0)  # which earlier checkpoints have not
 
     def _begin(self) -> None:
-        self.verdict, self.diversity, self.returned = "", math.nan, 0
+        self.verdict, self.diversity, self.returned, self.passed_over = "", math.nan, 0, 0
         self.collapsed = []
         self._good: dict[str, Any] = {}
         self._averages = None

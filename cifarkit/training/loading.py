@@ -35,8 +35,7 @@ def require_batches(name: str, loader: Any) -> None:
     if part is not None and part != (rank(), world_size()):
         raise ValueError(
             f"{name} has rank={part[0]}, world_size={part[1]}, but this is process {rank()} of {world_size()}: "
-            "give Loader(**training.own_part()), and "
-            "PyTorch's DataLoader a DistributedSampler"
+            "give Loader(**training.own_part()), and PyTorch's DataLoader a DistributedSampler"
         )
 
 

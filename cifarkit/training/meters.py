@@ -72,6 +72,10 @@ class Meters:
     def end_interval(self) -> dict[str, float]:
         """Return the means since the last call and start a new interval."""
         self.flush()
+        return self.take_interval()
+
+    def take_interval(self) -> dict[str, float]:
+        """Return the means of what was flushed since the last call, and start a new interval."""
         means, self.interval = _means(self.interval), {}
         return means
 

@@ -198,7 +198,7 @@ class Run:
     def log(self) -> None:
         """Send the means since the last log step to the loggers; raise as :meth:`read_losses` does."""
         self.read_losses()
-        metrics = self.meters.end_interval()
+        metrics = self.meters.take_interval()
         self._log_later, later = {}, self._log_later
         metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
         self._interval_clock = (time.perf_counter(), self.images)
@@ -208,6 +208,7 @@ class Run:
 
     def end_epoch(self, validation: Mapping[str, float], whole: bool) -> None:
         """Write the epoch's row; a partial epoch, ended by max_steps or a callback, may be continued by a resume."""
+        self.read_losses()
         row = {"epoch": self.epoch, "step": self.step, **self.meters.epoch_means(), **validation}
         row |= {"lr": self._first_rate(), "images_per_second": self._speed(self._epoch_clock), "seconds": self.seconds}
         row |= {name: value for name, value in self.recorded.items() if name not in row}  # what was measured wins

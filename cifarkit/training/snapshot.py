@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from cifarkit.training.task import Task
 
 
@@ -28,7 +30,8 @@ def untouched(task: Task) -> Iterator[None]:
             module._buffers.update(own)
         task.load_state_dict(weights)
         for name, buffer in others.items():
-            task.get_buffer(name).copy_(buffer)
+            if not torch.equal(task.get_buffer(name), buffer):
+                task.get_buffer(name).copy_(buffer)
         for name, optimizer in task.optimizers.items():
             optimizer.load_state_dict(optimizers[name])
         for network, call in compiled:

@@ -189,7 +189,6 @@ def test_a_module_that_is_used_under_two_names_is_found_by_either() -> None:
     torch.manual_seed(0)
     convolution = nn.Conv2d(3, 3, 3, padding=1)
     model = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model.add_module("again", nn.Identity())
     model.alias = convolution
     model.forward = lambda images: model[3](model[2](model[1](model[0](images))))  # type: ignore[method-assign]
     found = [attribute(model.eval(), IMAGES, 1, "grad_cam", layer=name, relu=False) for name in ("0", "alias")]

@@ -78,6 +78,9 @@ def test_a_run_keeps_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert words in capsys.readouterr().out
     assert other.of_run(folder) == other
     assert not capsys.readouterr().out
+    (folder / "recipe.json").unlink()
+    with pytest.raises(ValueError, match=r"run holds a run without recipe\.json, so nobody knows how it was trained"):
+        SMALL.of_run(folder)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"targets": "noise"}', '{"target": "x"}', '{"linear": "no"}', "7"])

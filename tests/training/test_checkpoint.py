@@ -561,3 +561,6 @@ def test_auto_takes_the_checkpoint_that_has_trained_longer(tmp_path: Path) -> No
         write_checkpoint({"run": {"step": step}}, tmp_path / name / "last.pt")
     assert find_checkpoint("auto", callbacks) == tmp_path / "b" / "last.pt"
     assert find_checkpoint("auto", callbacks[::2]) == tmp_path / "a" / "last.pt"
+    (tmp_path / "b" / "last.pt").write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"another checkpoint is gone on from, if one is sound: .*last\.pt"):
+        assert find_checkpoint("auto", callbacks) == tmp_path / "a" / "last.pt"

@@ -220,7 +220,24 @@ def test_a_loss_that_is_lost_while_the_weights_are_not_is_passed_over(log: int, 
     task.__class__ = Overflowing
     run = fit(task, health, ModelCheckpoint(tmp_path, every_n_steps=2), epochs=3, log=log)
     assert (run.step, health.returned) == (12, 0)
+    assert health.verdict.endswith("1 time a loss was not finite while the weights were, which is passed over")
     assert all(value == value and abs(value) < 1e9 for row in run.history for value in row.values())
+
+
+def test_a_lost_loss_just_before_the_run_is_stopped_is_passed_over_too() -> None:
+    class Stop(Callback):
+        def on_step_end(self, run: Run) -> None:
+            if run.step == 6:
+                run.stop("enough")
+
+    class Overflowing(PoisonedTask):
+        def updates(self, batch: Batch) -> Iterator[Update]:
+            for update in super().updates(batch):
+                yield Update(update.loss + (torch.inf if self.count == 6 else 0.0), update.optimizer, update.metrics)
+
+    task = make_task()
+    task.__class__ = Overflowing
+    assert fit(task, GANHealth(), Stop(), epochs=3).stopped_because == "enough"
 
 
 def test_a_second_fit_does_not_go_back_to_the_first() -> None:

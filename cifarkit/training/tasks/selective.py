@@ -21,7 +21,8 @@ class SelectiveTask(ClassificationTask):
     Most images of a batch are soon easy, and teach a large network little for the price of its backward pass. The
     proxy learns meanwhile, from the first part of each batch. So give batches 1 / keep times as large as the model is
     to see. ``train_loss`` and ``train_acc`` are those of the hard images, and lower than over all of them;
-    ``train_proxy_loss`` and ``train_proxy_acc`` are the proxy's.
+    ``train_proxy_loss`` and ``train_proxy_acc`` are the proxy's. A third tensor, which tells generated images from real
+    ones, is left out: the hard images of a batch may lack a kind.
 
     Args:
         model, optimizer, options: as in :class:`ClassificationTask`; a loss and class_weights are the model's alone.
@@ -77,7 +78,7 @@ class SelectiveTask(ClassificationTask):
         self.batches_seen += 1
         yield Update(losses.mean(), "proxy", {"acc": accuracy(logits.detach(), labels[:learnt])})
         kept = images[chosen].contiguous(memory_format=self.layout)  # indexing leaves that of the images
-        yield from super().updates((kept, *(part[chosen] for part in batch[1:])))
+        yield from super().updates((kept, labels[chosen]))
 
     @torch.no_grad()
     def _judge(self, images: Tensor, labels: Tensor) -> Tensor:
