@@ -120,7 +120,7 @@ def load_npz(path: str | Path) -> ImageDataset:
         if classes.ndim != 1 or classes.dtype.kind != "U":
             raise ValueError(f"classes must be one-dimensional text, got {classes.dtype} of shape {classes.shape}")
         return ImageDataset(_channels_first(images), labels, classes.tolist())
-    except (FileNotFoundError, PermissionError, MemoryError):  # of a file that may be sound
+    except (FileNotFoundError, PermissionError):  # of a file that may be sound
         raise
     except (ValueError, TypeError) as error:
         raise ValueError(f"{shown(path)}: {_one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""At which noise the images of a batch are trained."""
+"""At which noise the images of a batch are trained, and validated."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from cifarkit.checks import check_number
 from cifarkit.diffusion.schedule import NoiseSchedule
 
+_ODD = 6364136223846793005  # Knuth's multiplier, whose powers in 64 bits are as good as random
 _EDGE = 1e-6  # of the unit interval, where the normal distribution runs to infinity
 
 
@@ -32,6 +33,20 @@ def nearest_steps(schedule: NoiseSchedule, log_snr: Tensor) -> Tensor:
     falling = (schedule.alpha_bar / (1 - schedule.alpha_bar)).log().to(log_snr.device, torch.float32)
     borders = (falling[1:] + falling[:-1]) / 2  # where one step ends and the next begins
     return torch.searchsorted(-borders, -log_snr.float())
+
+
+def fixed_noise(images: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    """Return noise like the images (B, C, H, W) and steps (B,), those of an image seeded by its pixels."""
+    bits = images.float().flatten(1).contiguous().view(torch.int32).long()  # (B, C * H * W)
+    powers = torch.full(bits.shape[1:], _ODD, device=bits.device).cumprod(0)  # wraps around, as does the sum
+    seeds = (bits * powers).sum(1)
+    seeds = seeds ^ (seeds >> 32)  # a generator heeds the lower half only
+    noise, t, generator = torch.empty(images.shape), torch.empty(len(images), dtype=torch.int64), torch.Generator()
+    for index, seed in enumerate(seeds.tolist()):
+        generator.manual_seed(seed)
+        t[index] = torch.randint(timesteps, (), generator=generator)
+        noise[index] = torch.randn(images.shape[1:], generator=generator)
+    return noise.to(images), t.to(images.device)
 
 
 def check_log_snr(log_snr: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from cifarkit.models.sorted_attention import no_autocast
-
 Layer = TypeVar("Layer", bound=nn.Module)
 
 _FIRST_STEPS = 15  # of the power iteration, when the layer is made
@@ -42,7 +40,7 @@ class SpectralNorm(nn.Module):
             self._iterate(weight.detach().flatten(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        with no_autocast(weight):
+        with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
             if self.training and self._seen != weight._version:
                 if self._seen is not None:

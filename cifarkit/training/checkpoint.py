@@ -163,13 +163,15 @@ class ModelCheckpoint(Callback):
         best = [(float(value), self._own(name)) for value, name in state["best"]]
         if any(math.isnan(value) for value, _ in best):  # it would stay the best for ever
             raise ValueError("the checkpoint counts a metric that is NaN among the best")
-        there = from_first_rank(lambda: [name for _, name in best if (self.folder / name).is_file()])
-        self.best = [item for item in best if item[1] in there]
-        if len(self.best) < len(best):
-            missing = next(name for _, name in best if name not in there)
+        self.best = best
+
+    def on_resume(self, run: Run) -> None:
+        missing = from_first_rank(lambda: [name for _, name in self.best if not (self.folder / name).is_file()])
+        if missing:
+            self.best = [item for item in self.best if item[1] not in missing]
             warnings.warn(
-                f"{shown(self.folder)} does not hold {missing}, one of the best of the run that goes on; the best are "
-                "chosen anew among those that follow",
+                f"{shown(self.folder)} does not hold {missing[0]}, one of the best of the run that goes on; the best "
+                "are chosen anew among those that follow",
                 stacklevel=2,
             )
 

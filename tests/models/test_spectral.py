@@ -86,8 +86,3 @@ def test_the_gradient_is_that_of_the_normalised_weight() -> None:
     exact = weight.detach().clone().requires_grad_()
     (exact / torch.linalg.matrix_norm(exact, 2) @ torch.ones(6).double()).sum().backward()
     torch.testing.assert_close(weight.grad, exact.grad)
-
-
-def test_a_layer_can_be_made_on_the_meta_device() -> None:
-    with torch.device("meta"):
-        assert normalize_spectrum(nn.Linear(3, 4)).weight.shape == (4, 3)

@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import NoiseSchedule
+from cifarkit.diffusion.noise_levels import fixed_noise
 from cifarkit.training import ExponentialMovingAverage, ModelCheckpoint, Run, Trainer, load_checkpoint
-from cifarkit.training.tasks.diffusion import DiffusionTask, _fixed_noise
+from cifarkit.training.tasks.diffusion import DiffusionTask
 from cifarkit.transforms import Normalize
 
 SCHEDULE = NoiseSchedule.linear()
@@ -161,7 +162,7 @@ def test_validation_meets_all_steps_and_noise_that_is_normal() -> None:
 
 def test_validation_draws_for_images_of_black_and_white_alone() -> None:
     images = torch.randint(2, (64, 1, 4, 4), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
-    _, t = _fixed_noise(images, 1000)
+    _, t = fixed_noise(images, 1000)
     assert len(t.unique()) > 55  # their bits differ by 2^31 only, and generators heed 32 of 64
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -28,3 +29,17 @@ def check_image_batch(batch: Any, remedy: str) -> None:
         raise TypeError(f"images must be float in [-1, 1]; got {images.dtype}: {remedy}")
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinite values in the first batch; look at the data and transforms")
+
+
+def check_signed(images: Tensor, remedy: str) -> None:
+    """Refuse images that are not in [-1, 1], and warn of those that seem to be in [0, 1].
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    low, high = images.min().item(), images.max().item()
+    found = f"images run from {low:.3g} to {high:.3g} in the first batch"
+    if low < -1.01 or high > 1.01:
+        raise ValueError(f"{found}, not in [-1, 1]: {remedy}")
+    if low >= 0 and high > 0:
+        warnings.warn(f"{found}, as if in [0, 1]; diffusion wants [-1, 1]: {remedy}", stacklevel=5)

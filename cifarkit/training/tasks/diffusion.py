@@ -11,13 +11,12 @@ from torch.optim import Optimizer
 
 from cifarkit.checks import check_number, has_parameter
 from cifarkit.diffusion.denoiser import check_target, count_classes, sample_of
-from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps
+from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps, fixed_noise
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
-from cifarkit.training.tasks.batches import check_image_batch
+from cifarkit.training.tasks.batches import check_image_batch, check_signed
 
-_ODD = 6364136223846793005  # Knuth's multiplier, whose powers in 64 bits are as good as random
 _REMEDY = "give transform=Normalize(0.5, 0.5) to the Loader, behind what else it does"
 
 
@@ -87,7 +86,7 @@ class DiffusionTask(Task):
         They are keyed by its pixels, so that batches, their order and the epoch change nothing.
         """
         images, labels = self._checked_batch(batch)
-        noise, t = _fixed_noise(images, self.schedule.timesteps)
+        noise, t = fixed_noise(images, self.schedule.timesteps)
         return {"loss": (self._losses(images, labels, noise, t).sum(), len(images))}
 
     def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
@@ -135,34 +134,8 @@ class DiffusionTask(Task):
             raise ValueError(f"a batch must be (images, labels); got {len(batch)} tensors")
         images, labels = batch[0], None if self.num_classes is None else batch[1]
         if not self._checked:
-            _check_range(images)
+            check_signed(images, _REMEDY)
             if labels is not None and self.num_classes is not None:
                 check_labels(labels.cpu(), len(images), self.num_classes)
             self._checked = True
         return images, labels
-
-
-def _check_range(images: Tensor) -> None:
-    low, high = images.min().item(), images.max().item()
-    if low < -1.01 or high > 1.01:
-        raise ValueError(f"images run from {low:.3g} to {high:.3g} in the first batch, not in [-1, 1]: {_REMEDY}")
-    if low >= 0 and high > 0:
-        warnings.warn(
-            f"images run from {low:.3g} to {high:.3g} in the first batch, as if in [0, 1]; diffusion wants [-1, 1]: "
-            f"{_REMEDY}",
-            stacklevel=5,
-        )
-
-
-def _fixed_noise(images: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
-    """Return noise like the images (B, C, H, W) and steps (B,), those of an image seeded by its pixels."""
-    bits = images.float().flatten(1).contiguous().view(torch.int32).long()  # (B, C * H * W)
-    powers = torch.full(bits.shape[1:], _ODD, device=bits.device).cumprod(0)  # wraps around, as does the sum
-    seeds = (bits * powers).sum(1)
-    seeds = seeds ^ (seeds >> 32)  # a generator heeds the lower half only
-    noise, t, generator = torch.empty(images.shape), torch.empty(len(images), dtype=torch.int64), torch.Generator()
-    for index, seed in enumerate(seeds.tolist()):
-        generator.manual_seed(seed)
-        t[index] = torch.randint(timesteps, (), generator=generator)
-        noise[index] = torch.randn(images.shape[1:], generator=generator)
-    return noise.to(images), t.to(images.device)
