@@ -36,7 +36,7 @@ if args.run and not Path(args.run, "recipe.json").is_file():
 trained, recipe = {"data": "shapes", "root": "data", "tiny": True}, recipes.DDPM["strong"].tiny()
 if args.run:
     trained = json.loads(Path(args.run, "flags.json").read_text())
-    recipe = recipes.DiffusionRecipe.load(Path(args.run, "recipe.json"))
+    recipe = recipes.DiffusionRecipe.load(args.run)
 if args.tiny:
     args.steps, args.per_class = 2, 2
 

@@ -282,7 +282,7 @@ def test_a_diffusion_model_is_trained_by_the_recipe_and_the_minutes(
     planned = json.loads((here / "run" / "plan.json").read_text())["updates"]
     checkpoint = load_checkpoint(here / "run" / "last.pt")
     assert checkpoint["run"]["step"] <= planned
-    recipe = recipes.DiffusionRecipe.load(here / "run" / "recipe.json")
+    recipe = recipes.DiffusionRecipe.load(here / "run")
     assert recipe == recipes.DDPM["strong"].tiny()
     assert checkpoint["config"]["task"]["target"] == recipe.target == "velocity"
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "9", "--folder", "run"]) == 1

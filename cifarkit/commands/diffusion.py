@@ -19,11 +19,12 @@ from cifarkit.training import distributed
 
 def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionRecipe:
     """Return the recipe that a run was begun with; runs of before, which noted none, had the plain one."""
-    if (folder / "recipe.json").exists():
-        return recipes.DiffusionRecipe.load(folder / "recipe.json")
-    network = settings["network"]
-    shape = {name: network[name] for name in ("base_channels", "multipliers", "patch") if name in network}
-    return recipes.DiffusionRecipe(**shape, ema=0.9 if settings["flags"]["tiny"] else 0.999)
+    try:
+        return recipes.DiffusionRecipe.load(folder)
+    except FileNotFoundError:
+        network = settings["network"]
+        shape = {name: network[name] for name in ("base_channels", "multipliers", "patch") if name in network}
+        return recipes.DiffusionRecipe(**shape, ema=0.9 if settings["flags"]["tiny"] else 0.999)
 
 
 @distributed.process_group()

@@ -90,17 +90,20 @@ class DiffusionRecipe:
             object.__setattr__(self, name, value)
 
     @staticmethod
-    def load(path: str | Path) -> DiffusionRecipe:
-        """Read the recipe of a run, its recipe.json.
+    def load(folder: str | Path) -> DiffusionRecipe:
+        """Read the recipe of the run in a folder, from its recipe.json.
 
         Raises:
             FileNotFoundError: if there is none.
             ValueError: if it is damaged.
         """
+        path = Path(folder) / _FILE
         try:
             return DiffusionRecipe(**json.loads(read_file(path, _LARGEST)))
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"{shown(path)} holds no recipe of a diffusion model ({shown(str(error))})") from None
+            raise ValueError(
+                f"{shown(path)} holds no recipe of a diffusion model ({shown(str(error))}); put it back"
+            ) from None
 
     @distributed.process_group()
     def of_run(self, folder: str | Path) -> DiffusionRecipe:
@@ -125,9 +128,10 @@ class DiffusionRecipe:
         if any(path.parent.glob("*.pt")):
             if not path.exists():
                 raise ValueError(
-                    f"{shown(path.parent)} holds a run without {_FILE}, so nobody knows how it was trained"
+                    f"{shown(path.parent)} holds a run without {_FILE}, so nobody knows how it was trained; give "
+                    "another folder"
                 )
-            return asdict(self.load(path))
+            return asdict(self.load(path.parent))
         write_atomically(json.dumps(asdict(self), indent=1).encode() + b"\n", path)
         return asdict(self)
 

@@ -70,7 +70,7 @@ def test_a_run_keeps_its_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
     other = replace(SMALL, target="noise", lr=0.1)
     assert SMALL.of_run(folder) == SMALL
     assert other.of_run(folder) == other  # nothing has been trained yet
-    assert DiffusionRecipe.load(folder / "recipe.json") == other
+    assert DiffusionRecipe.load(folder) == other
     (folder / "last.pt").touch()
     assert not capsys.readouterr().out
     assert SMALL.of_run(folder) == other
@@ -93,7 +93,7 @@ def test_a_damaged_recipe_is_named(tmp_path: Path, content: str) -> None:
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"recipe\.json"):
-        DiffusionRecipe.load(tmp_path / "recipe.json")
+        DiffusionRecipe.load(tmp_path)
 
 
 @pytest.mark.parametrize("recipe", [SMALL, replace(SMALL, target="noise", linear=True)])
