@@ -112,7 +112,8 @@ class Study:
         self.scored |= {"classifier_steps": args.classifier_steps, "classifier_images": CLASSIFIER_IMAGES}
         self.scored["classifier"] = shared.file_hash(args.classifier) if args.classifier else None
         everything = [*self.trained.values(), self.scored]
-        self.settings = {name: value for part in everything for name, value in part.items()} | {"guidance": GUIDANCE}
+        self.settings = {name: value for part in everything for name, value in part.items()}
+        self.settings |= {"guidance": GUIDANCE, "test_images": len(self.test_set)}
         if args.ddpm and (seconds := shared.read_end(args.ddpm)["seconds"]) > 60 * args.minutes:
             raise SystemExit(f"--ddpm was trained for {seconds / 60:.1f} minutes, more than --minutes {args.minutes:g}")
 
@@ -412,8 +413,7 @@ def publish(study: Study, path: Path | None) -> None:
     found = study.rows()
     if not found:
         raise SystemExit(f"{study.work} holds no finished row of this study; run without --report-only first")
-    reports.summarize(found, study.settings).publish(path)
-    if path is None or path.parent != DATA:
+    if not reports.summarize(found, study.settings).publish(path) or path is None or path.parent != DATA:
         return
     for name, item in reports.latest(found)[0].items():
         kind, generator, *walk = name.split("/")

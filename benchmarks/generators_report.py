@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from report import Report, Table
+from report import FAILED, Report, Table
 
 from cifarkit.training.health import COLLAPSED
 
@@ -30,14 +30,14 @@ def summarize(found: list[dict[str, Any]], settings: dict[str, Any]) -> Report:
     judged = {name.partition("/")[2]: item for name, item in rows.items() if name.startswith("classifier")}
     lines = [[name, f"{item['images']:,}", f"{100 * item['accuracy']:.2f} %"] for name, item in judged.items()]
     if lines:
-        columns = ["images of", "images", "accuracy on all real test images"]
+        columns = ["images of", "images", f"accuracy on {settings['test_images']:,} real test images"]
         report.tables.append(Table("A small classifier trained on these images alone, seed 0", columns, lines))
     copies = [[name.partition("/")[2], item["copies"]] for name, item in rows.items() if "copies" in item]
     if copies:
         report.tables.append(Table("Are there copies of training images?", ["generator", "nearest ones"], copies))
     if failed:
         report.figures["failed"] = failed
-        report.tables.append(Table("Rows that failed", ["row", "error"], [[*item] for item in failed.items()]))
+        report.tables.append(Table(FAILED, ["row", "error"], [[*item] for item in failed.items()]))
     if not settings["tiny"] and settings["data"] == "CIFAR-10":
         aim(report, rows)
     return report

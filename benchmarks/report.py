@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+FAILED = "Rows that failed"  # the title of a table of errors
 DATA = Path(__file__).resolve().parents[1] / "docs" / "data"
 
 
@@ -89,11 +90,22 @@ class Report:
         tables = [table.markdown() for table in self.tables]
         return "\n".join([*tables, *targets, "", described])
 
-    def publish(self, path: Path | None) -> None:
-        """Print the report, and write it as JSON unless path is None."""
+    def publish(self, path: Path | None) -> bool:
+        """Print the report, write it as JSON unless path is None, and tell whether it was written.
+
+        A report in docs/data is not replaced by one that lacks some of its rows or aims, as a part of a study does.
+        """
         print(self.markdown(), flush=True)
         if path is None:
-            return
+            return False
+        if path.parent == DATA and path.exists():
+            lost = sorted(_names(json.loads(path.read_text())) - _names(asdict(self)))
+            if lost:
+                print(
+                    f"NOT written: {path} holds {len(lost)} rows or aims that are not here, such as {lost[0]!r}; "
+                    "finish the study, give --out, or delete the file first"
+                )
+                return False
         today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
         content = {"date": today, "machine": machine(self.packages)} | asdict(self)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +113,13 @@ class Report:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         temporary.replace(path)
         print(f"written to {path}")
+        return True
+
+
+def _names(report: Mapping[str, Any]) -> set[str]:
+    """Return the first cell of every row and every claim; errors are no figures."""
+    tables = [table for table in report["tables"] if table["title"] != FAILED]
+    return {row[0] for table in tables for row in table["rows"]} | {item["claim"] for item in report["targets"]}
 
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from cifarkit.checks import check_integer
 from cifarkit.cpu import available_cores
-from cifarkit.inference import device_of, evaluation_mode, has_native_bf16
+from cifarkit.inference import device_of, dtype_of, evaluation_mode, has_native_bf16
 from cifarkit.models import SpeedNet
 from cifarkit.training import ClassificationTask, Trainer, estimate_seconds
 from cifarkit.training.precision import choose_device
@@ -73,7 +73,7 @@ def measure_speed(steps: int = 20, *, model: nn.Module | None = None, image_size
     """
     steps = check_integer("steps", steps, 1)
     network = SpeedNet() if model is None else model
-    images = torch.randn(_BATCH, _channels(network), image_size, image_size)
+    images = torch.randn(_BATCH, _channels(network), image_size, image_size, dtype=dtype_of(network, torch.float32))
     labels = torch.zeros(_BATCH, dtype=torch.int64)
     task = ClassificationTask(network, torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9), num_classes=1_000)
     trainer = Trainer(max_steps=steps, precision="auto", progress=False)
@@ -133,10 +133,11 @@ def _compiler() -> Finding:
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
+    place = next((part for part in (folder, *folder.absolute().parents) if part.exists()), folder)  # it may be made yet
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=place):
             pass
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(place).free
     except OSError as error:
         reason = error.strerror or str(error)
         yield Finding("folder", PROBLEM, f"{folder} cannot be written ({reason}); start in a folder of your own")
@@ -198,8 +199,9 @@ def _count_calls(model: nn.Module, side: int) -> Counter[str]:
     try:
         with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the stem, which is a finding of its own
-            model(torch.zeros(1, channels, side, side, device=device_of(model)))
-    except (RuntimeError, ValueError) as error:
+            where: dict[str, Any] = {"device": device_of(model), "dtype": dtype_of(model, torch.float32)}
+            model(torch.zeros(1, channels, side, side, **where))
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         shape = (1, channels, side, side)
         raise ValueError(f"image_size={side}: the network fails on images of shape {shape}: {error}") from error
     finally:

@@ -107,4 +107,5 @@ def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
 
 
 def _has_hooks(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks)
+    hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    return any(not getattr(hook, "only_warns", False) for hook in hooks)

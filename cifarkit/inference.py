@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.folding import fold_batchnorm
-from cifarkit.layout import EitherLayout
+from cifarkit.layout import EitherLayout, lay_out
 from cifarkit.memory import keep_freed_memory
 from cifarkit.quantizing import QuantizedNetwork
 
@@ -140,7 +140,7 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
             return model
         found = folded(few)
     alike = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    return folded.to(memory_format=torch.channels_last) if alike else model
+    return lay_out(folded, torch.channels_last) if alike else model
 
 
 def _average_views(network: EitherLayout, images: Tensor, views: int) -> Tensor:
@@ -165,8 +165,12 @@ def _average_views(network: EitherLayout, images: Tensor, views: int) -> Tensor:
 
 def cpu_has_bf16() -> bool:
     """Tell whether this processor multiplies bf16 natively (AVX512-BF16 or AMX); elsewhere fp32 is faster."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()) or cpu_has_amx()
+
+
+def cpu_has_amx() -> bool:
+    """Tell whether this processor has units for matrices of bf16, many times as fast as what adds them up."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def refuses_channels_last(error: BaseException) -> bool:
     """Tell whether a network failed because it takes feature maps for vectors by ``x.view(len(x), -1)``."""
     return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
+
+
+def lay_out(network: Network, layout: torch.memory_format) -> Network:
+    """Put all weights of four dimensions into a layout, in place, and return the network.
+
+    ``network.to(memory_format=...)`` does so as well, but fails if there is a weight of five, as in ``Conv3d``.
+    """
+    for weight in (*network.parameters(), *network.buffers()):
+        if weight.dim() == 4:
+            weight.data = weight.data.to(memory_format=layout)
+            if weight.is_leaf and weight.grad is not None:
+                weight.grad.data = weight.grad.data.to(memory_format=layout)
+    return network
 
 
 class EitherLayout:
@@ -33,6 +48,6 @@ class EitherLayout:
                 raise
         self.layout = torch.contiguous_format
         if isinstance(self.network, nn.Module):
-            self.network.to(memory_format=torch.contiguous_format)
+            lay_out(self.network, torch.contiguous_format)
         torch.clear_autocast_cache()  # which holds kernels in the layout that was refused
         return self.network(images.contiguous(), *others)

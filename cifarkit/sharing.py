@@ -65,12 +65,23 @@ def load_pretrained(constructor: Callable[..., Network], folder: str | Path, **c
     """
     folder = Path(folder)
     config = read_config(folder)
-    parameters = inspect.signature(constructor).parameters.values()
-    names = {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
-    arguments = {key: value for key, value in config.items() if key in names} | changes
+    names = _argument_names(constructor)
+    arguments = {key: value for key, value in config.items() if names is None or key in names} | changes
     network = _build(lambda: constructor(**arguments), folder, changes)
     load_weights(network, folder / _WEIGHTS)
     return network.eval()
+
+
+def _argument_names(constructor: Callable[..., Any]) -> set[str] | None:
+    """Return the names a constructor takes, those that its ``**`` hands on to a base class too; None if any may be."""
+    names: set[str] = set()
+    bases = constructor.__mro__[1:] if isinstance(constructor, type) else ()
+    for part in (constructor, *(vars(base)["__init__"] for base in bases if "__init__" in vars(base))):
+        parameters = inspect.signature(part).parameters.values()
+        names |= {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+        if all(item.kind != item.VAR_KEYWORD for item in parameters):
+            return names - {"self"}
+    return names if bases else None  # a function may hand them on to anything
 
 
 def _build(constructor: Callable[[], Network], folder: Path, changes: Mapping[str, Any]) -> Network:
@@ -152,6 +163,7 @@ def export_model(
     to_bytes, read = (_to_bytes, _run_bytes) if path.suffix == ".pt2" else (_to_onnx, _run_onnx)
     with torch.no_grad():
         twin = _copy_in_fp32(model)
+        _require_a_tensor(twin, example)
         content = to_bytes(_export(twin, example))
         _compare(read(content), twin, example, check or _require_alike)
     write_atomically(content, path)
@@ -170,6 +182,17 @@ def _copy_in_fp32(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, tensors).eval()
     except Exception as error:  # whatever its parts may raise
         raise ValueError(f"{type(model).__name__} cannot be copied to export it: {_first_line(error)}") from error
+
+
+def _require_a_tensor(model: nn.Module, images: Tensor) -> None:
+    try:
+        found = model(images)
+    except Exception as error:  # whatever a forward pass may raise
+        message = f"{type(model).__name__} fails on images of shape {tuple(images.shape)}: {_first_line(error)}"
+        raise ValueError(message) from error
+    if not isinstance(found, Tensor):
+        names = f"{type(model).__name__} returns a {type(found).__name__}"
+        raise TypeError(f"{names}; wrap it in a module whose forward returns one tensor")
 
 
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

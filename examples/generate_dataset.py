@@ -31,14 +31,14 @@ flag("--tiny", action="store_true", help="a few seconds, to see that it works; w
 args = parser.parse_args()
 if not (args.run or args.tiny):
     parser.error("--run FOLDER is needed: images of an untrained network are noise")
-if args.run and not Path(args.run, "recipe.json").is_file():
-    parser.error(f"--run {args.run} holds no recipe.json, which train_ddpm.py writes")
+for name in ("recipe.json", "flags.json"):
+    if args.run and not Path(args.run, name).is_file():
+        parser.error(f"--run {args.run} holds no {name}, which train_ddpm.py writes; see python -m cifarkit generate")
 trained, recipe = {"data": "shapes", "root": "data", "tiny": True}, recipes.DDPM["strong"].tiny()
 if args.run:
     trained = json.loads(Path(args.run, "flags.json").read_text())
     recipe = recipes.DiffusionRecipe.load(args.run)
-if args.tiny:
-    args.steps, args.per_class = 2, 2
+args.steps, args.per_class = (2, 2) if args.tiny else (args.steps, args.per_class)
 
 seed_everything(args.seed)
 where = {"root": args.root or trained["root"], "count": 300 if trained["tiny"] else None}

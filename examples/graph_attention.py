@@ -70,6 +70,7 @@ if args.finetune_epochs:
 folder = training.run_folder(f"{args.attention}-attention")
 training.save_weights(hybrid, folder / "hybrid.pt")
 shown = val_set.images[:: max(1, len(val_set) // 4)][:4]
-weights = hybrid.attention_maps(normalize(shown).to(next(hybrid.parameters()).device))  # (B, heads, N, N)
-plots.attention_maps(shown, weights, path=folder / "attention.png")
+inputs = normalize(shown).to(next(hybrid.parameters()).device)
+weights, grid = hybrid.attention_maps(inputs), hybrid.features(inputs).shape[2:]  # (B, heads, N, N), N = h * w
+plots.attention_maps(shown, weights, path=folder / "attention.png", grid=grid)
 print(f"query dependence {models.query_dependence(weights).mean():.3f}; see {folder}")

@@ -28,6 +28,8 @@ flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must 
 flag("--estimate", action="store_true", help="only say how long it would take")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
+if args.resume and args.folder:
+    parser.error("--resume and --folder both name the folder of the run; give one of them")
 if args.test == "" and args.data not in data.NAMED:
     parser.error(f"--test FILE: {args.data} holds no test images of its own")
 
@@ -40,6 +42,7 @@ def load(source: str, train: bool) -> data.ImageDataset:
 
 cifarkit.seed_everything(args.seed)
 everything = load(args.data, train=True)
+test_set = load(args.test or args.data, train=False) if args.test is not None else None  # looked at in the end alone
 train_set, *held_out = everything.split(1 - args.val, args.val) if args.val else [everything]
 recipe = recipes.TINY if args.tiny else recipes.SPEEDRUN[args.recipe]
 normalize = transforms.Normalize(*train_set.mean_std())
@@ -56,8 +59,7 @@ folder = Path(args.resume or args.folder or cifarkit.run_folder(f"{Path(args.dat
 trainer = recipe.trainer(callbacks=[cifarkit.ModelCheckpoint(folder)], loggers=[cifarkit.CSVLogger(folder)])
 run = trainer.fit(task, loader, val_loader, resume=args.resume or "auto")
 print(f"trained in {run.seconds:.0f} s; weights in {folder}")
-if args.test is not None:
-    test_set = load(args.test or args.data, train=False)
+if test_set:
     logits = cifarkit.predict(task.model, normalize(test_set.images), views=6, unsure=recipes.UNSURE)
     accuracy = (logits.argmax(1) == test_set.labels).float().mean().item()
     print(f"test_acc {accuracy:.4f}, {time.perf_counter() - started:.0f} s with estimate and evaluation")

@@ -54,6 +54,8 @@ flag("--test", metavar="SOURCE", nargs="?", const="", help="look at the test ima
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
 official = args.data in data.NAMED
+if args.resume and args.folder:
+    parser.error("--resume and --folder both name the folder of the run; give one of them")
 if args.test == "" and not official:
     parser.error("--test needs the file or folder of the test images: --test SOURCE")
 
@@ -66,6 +68,7 @@ def load(source: str, train: bool) -> data.ImageDataset:
 
 seed_everything(args.seed)
 train_set, val_set = load(args.data, train=True).split(0.9, 0.1)
+test_set = load(args.test or args.data, train=False) if args.test is not None else None  # looked at in the end alone
 normalize = transforms.Normalize(*train_set.mean_std())
 flip = transforms.AlternatingFlip() if args.alternating_flip else transforms.RandomHorizontalFlip()
 augmentation = [transforms.RandomCrop(train_set.image_shape[1:], args.padding), flip]
@@ -106,12 +109,11 @@ trainer = training.Trainer(
     loggers=loggers,
 )
 run = trainer.fit(task, train_loader, val_loader, resume=args.resume or "auto")
-if args.test is not None:
-    test_set = load(args.test or args.data, train=False)
+if test_set:
     results = trainer.evaluate(task, data.Loader(test_set, 500, transform=normalize, **part))
 if part["rank"] == 0:
     plots.training_curves(run.history, folder / "curves.png")
     page = report(folder)
     print(f"val_acc {run.metrics['val_acc']:.4f} after {run.step} updates and {run.seconds:.0f} s; see {page}")
-    if args.test is not None:
+    if test_set:
         print(f"test_acc {results['val_acc']:.4f}")

@@ -35,6 +35,8 @@ flag("--folder", help="of the run, new or to go on with; a new one below runs/ i
 flag("--resume", metavar="FOLDER", help="to go on with; unlike --folder it must hold a run")
 flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 args = parser.parse_args()
+if args.resume and args.folder:
+    parser.error("--resume and --folder both name the folder of the run; give one of them")
 if args.tiny:
     args.base_channels, args.epochs = 8, 1
 

@@ -1,5 +1,6 @@
 """The command line: help, hints, exit codes, and one small run through train, explain, report and doctor."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from cifarkit import commands, data, load_checkpoint, recipes, training
@@ -358,3 +360,49 @@ def test_the_module_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         runpy.run_module("cifarkit", run_name="__main__")
     assert end.value.code == 2
     assert "there is no command 'nothing'" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_drawn_or_have_other_classes_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels, labels = torch.zeros(40, 4, 16, 16, dtype=torch.uint8), torch.arange(40) % 2
+    data.ImageDataset(pixels, labels, ("a", "b")).save("four.npz")
+    for recipe in ("4-minutes", "ddpm"):
+        assert commands.main(["train", "--tiny", "--data", "four.npz", "--recipe", recipe]) == 1
+        assert "--data four.npz has images of 4 channels; 1 or 3 can be drawn" in capsys.readouterr().err
+    assert not (here / "runs").exists()
+    args = argparse.Namespace(data="four.npz", size=None, tiny=False)
+    with pytest.raises(ValueError, match="class"):
+        shared.load_images(args, train=False, classes=("a", "c"))
+
+
+def test_a_run_finds_data_that_were_moved() -> None:
+    settings = {"flags": {"root": "old", "download": False, "data": "cifar10"}}
+    assert shared.recorded_flags(settings).root == "old"
+    assert shared.recorded_flags(settings, argparse.Namespace(root="data", download=False)).root == "old"
+    moved = shared.recorded_flags(settings, argparse.Namespace(root="new", download=True, data="shapes"))
+    assert (moved.root, moved.download, moved.data) == ("new", True, "cifar10")
+
+
+def test_a_run_without_a_checkpoint_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["train", "--tiny", "--folder", "run"]) == 0
+    for path in (here / "run").glob("*.pt"):
+        path.unlink()
+    capsys.readouterr()
+    assert commands.main(["explain", "run"]) == 1
+    assert "run holds no checkpoint yet; train on by python -m cifarkit train --resume run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--val", "0"], "--val 0 must be above 0 and below 1"),
+        (["doctor", "--stem", "imagenet"], "--stem imagenet is for --model resnet18 or resnet34"),
+        (["doctor", "run", "--image-size", "64"], "--image-size is for a network without a run; leave it or RUN out"),
+    ],
+)
+def test_flags_that_do_nothing_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert commands.main(arguments) == 1
+    assert words in capsys.readouterr().err

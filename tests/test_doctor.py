@@ -128,3 +128,23 @@ def test_wrong_arguments_are_named() -> None:
         doctor.examine_model(SpeedNet(4, widths=(4, 4, 4)), 2)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         doctor.measure_speed(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_another_dtype_are_examined(dtype: torch.dtype) -> None:
+    model = SpeedNet(4, widths=(4, 4, 4)).to(dtype)
+    assert levels(doctor.examine_model(model)) == {"network": doctor.OK}
+
+
+def test_a_network_that_asserts_is_named() -> None:
+    class Strict(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[2] == 224, "wrong side"
+            return images
+
+    with pytest.raises(ValueError, match=r"the network fails on images of shape \(1, 3, 32, 32\): wrong side"):
+        doctor.examine_model(Strict())
+
+
+def test_a_folder_that_is_yet_to_be_made_is_fine(tmp_path: Path) -> None:
+    assert levels(doctor.examine_machine(tmp_path / "runs" / "new"))["folder"] == doctor.OK

@@ -21,7 +21,7 @@ from cifarkit.training.archive import write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmarks lock files as POSIX systems do")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-STUDY: dict[str, Any] = {"tiny": False, "data": "CIFAR-10", "few": 500, "samples": 5000}
+STUDY: dict[str, Any] = {"tiny": False, "data": "CIFAR-10", "few": 500, "samples": 5000, "test_images": 5000}
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ LEVELS = {  # inside training: a module imports those of its own level and below
         [
             ["task"],
             [
+                "contract",
                 "snapshot",
                 "batchnorm",
                 "schedules",

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cifarkit import ClassificationTask, ModelCheckpoint, Trainer, data, generation, lr_find, predict, seed_everything
 from cifarkit.attribution import attribute, completeness_error, deletion_curve
 from cifarkit.diffusion import as_denoiser
-from cifarkit.layout import EitherLayout, refuses_channels_last
+from cifarkit.layout import EitherLayout, lay_out, refuses_channels_last
 from cifarkit.training import ExponentialMovingAverage, StochasticWeightAveraging
 
 
@@ -152,6 +152,48 @@ def test_it_gives_features_and_denoises() -> None:
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
         found = as_denoiser(denoiser, precision=precision)(FLOATS[:2], torch.zeros(2, dtype=torch.int64))
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+class Embedded(nn.Module):
+    """A network with a weight of five dimensions, which channels_last knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 3, 1, 32, 32))
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images + self.places[:, :, 0])
+        return logits
+
+
+def test_a_weight_of_five_dimensions_stays_as_it_is() -> None:
+    model, loader = Embedded(), data.Loader(IMAGES, 32)
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    run = trainer(max_epochs=1, callbacks=[ExponentialMovingAverage(0.5)]).fit(task, loader, loader)
+    assert "val_loss_ema" in run.metrics
+    assert model.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert predict(model, FLOATS.repeat(10, 1, 1, 1)).shape == (640, 10)
+    assert attribute(model.eval(), FLOATS[:2], 3, "occlusion").shape == (2, 3, 32, 32)
+
+
+def test_a_sweep_leaves_buffers_in_their_layout() -> None:
+    model = Embedded()
+    model.register_buffer("table", torch.rand(2, 3, 4, 5))
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    lr_find(task, data.Loader(IMAGES, 32), steps=10)
+    assert model.table.is_contiguous()
+
+
+def test_laying_out_is_what_pytorch_does() -> None:
+    for layout in (torch.channels_last, torch.contiguous_format):
+        found, expected = LeNet(), LeNet()
+        found.features[0].weight.grad = torch.rand(6, 3, 5, 5)
+        assert lay_out(found, layout) is found
+        expected.to(memory_format=layout)
+        for one, other in zip(found.state_dict().values(), expected.state_dict().values(), strict=True):
+            assert one.stride() == other.stride()
+        assert found.features[0].weight.grad.is_contiguous(memory_format=layout)
 
 
 def test_other_errors_are_left_alone() -> None:

@@ -264,3 +264,43 @@ def test_the_config_is_sorted_json(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     folder = sharing.save_pretrained(small_net(), tmp_path, CONFIG)
     assert [*json.loads((folder / "config.json").read_text())] == ["num_classes", "widths"]
+
+
+class WiderNet(SpeedNet):
+    def __init__(self, extra: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.extra = extra
+
+
+def test_arguments_handed_on_to_a_base_class_are_those_of_the_config(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    network = WiderNet(extra=2, **CONFIG)
+    config = CONFIG | {"extra": 2, "classes": ["a", "b", "c", "d"]}
+    folder = sharing.save_pretrained(network, tmp_path, config)
+    loaded = sharing.load_pretrained(WiderNet, folder)
+    assert loaded.extra == 2
+    assert same_output(network, loaded)
+
+    def build(**options: Any) -> SpeedNet:
+        assert options == config
+        return SpeedNet(**CONFIG)
+
+    assert same_output(network, sharing.load_pretrained(build, folder))
+
+
+def test_a_compiled_network_is_saved_by_its_own_names(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    network = small_net()
+    folder = sharing.save_pretrained(torch.compile(network), tmp_path, CONFIG)  # type: ignore[arg-type]
+    assert same_output(network, sharing.load_pretrained(SpeedNet, folder))
+
+
+def test_a_network_that_returns_no_tensor_or_fails_is_not_exported(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, images: torch.Tensor) -> Any:
+            return images, images
+
+    with pytest.raises(TypeError, match="Pair returns a tuple; wrap it in a module whose forward returns one tensor"):
+        sharing.export_model(Pair(), images(), tmp_path / "net.pt2")
+    with pytest.raises(ValueError, match=r"Linear fails on images of shape \(3, 3, 32, 32\): mat1 and mat2"):
+        sharing.export_model(nn.Linear(3, 2), images(), tmp_path / "net.pt2")

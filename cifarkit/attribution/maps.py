@@ -123,6 +123,8 @@ def visible_images(
         raise ValueError("mean and std must both be given, or neither")
     values = images.detach().float()
     if images.dtype == torch.uint8:
+        if mean is not None:
+            raise ValueError("images are uint8, so they are not normalised; leave out mean and std")
         values = values / 255
     elif not values.isfinite().all():
         raise ValueError("images hold NaN or infinite values")

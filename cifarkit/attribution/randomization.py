@@ -22,6 +22,8 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.inference import device_of
 from cifarkit.seeding import RngState
 
+_MADE_FROM = ("_orig", "_g", "_v")  # ends of what weight_norm and spectral_norm form a weight from
+
 Layer = tuple[str, nn.Module]
 
 
@@ -185,10 +187,11 @@ def _make_random(layer: nn.Module, seed: int) -> None:
     try:
         torch.manual_seed(seed)
         reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+        own = dict(layer.named_parameters(recurse=False))
         if callable(reset):
             reset()
-            return
-        for weight in layer.parameters(recurse=False):
+            own = {name: weight for name, weight in own.items() if name.endswith(_MADE_FROM)}
+        for weight in own.values():
             weight.copy_(torch.randn(weight.shape) * weight.square().mean().sqrt().cpu())
     finally:
         state.restore()

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from cifarkit.attribution.question import Question, compute_logits
 from cifarkit.attribution.rectangles import Changed, Rule, find_changes, rule_of
 from cifarkit.folding import fold_batchnorm, trace_copy
-from cifarkit.layout import refuses_channels_last
+from cifarkit.layout import lay_out, refuses_channels_last
 
 _ALIKE = 1e-4  # share of the largest logit
 _PROBED = 3  # pixels of a side
@@ -113,7 +113,7 @@ def recomputing(question: Question) -> Recomputing | None:
     network = fold_batchnorm(question.model) or trace_copy(question.model)
     if not isinstance(network, fx.GraphModule):
         return None
-    ready = Recomputing(network.to(memory_format=torch.channels_last))
+    ready = Recomputing(lay_out(network, torch.channels_last))
     try:
         return ready if _agrees(ready, question) else None
     except RuntimeError as error:

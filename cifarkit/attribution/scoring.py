@@ -73,9 +73,10 @@ def first_logits(model: nn.Module, image: Tensor) -> Tensor:
     """
     try:
         logits = model(image)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(image.shape[1:])
-        message = f"the model fails on images of shape (C, H, W) = {shape}; give them as in training. It says: {error}"
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        wanted = f"the model fails on images of shape (C, H, W) = {tuple(image.shape[1:])}; give them as in training"
+        wrapped = ", and wrap a model that takes more than images in a module that takes them alone"
+        message = f"{wanted}{wrapped if isinstance(error, TypeError) else ''}. It says: {error}"
         raise ValueError(message) from error
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1:
         return logits
@@ -190,7 +191,7 @@ def class_scores(
         batches: (images, targets (B,)), made as they are needed.
         images: some of those it will see, for the check of the frozen copy that long work uses.
         count: images in all batches.
-        probability: softmax of the logits instead of the logit.
+        probability: softmax of the logits instead of the logit; the sigmoid if there is but one.
         precision: "auto", "fp32" or "bf16", as for :func:`~cifarkit.predict`.
     """
     device, found = device_of(model), []
@@ -198,6 +199,7 @@ def class_scores(
         network = EitherLayout(frozen_copy(model, images, count))
         for batch, targets in batches:
             logits = network(bring_to(model, batch)).float()
-            scores = logits.softmax(1) if probability else logits
+            chances = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()  # one logit says yes or no
+            scores = chances if probability else logits
             found.append(scores.gather(1, targets.to(device)[:, None])[:, 0].cpu())
     return torch.cat(found)

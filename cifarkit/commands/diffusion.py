@@ -11,10 +11,16 @@ from typing import Any
 import torch
 
 from cifarkit import recipes, training, transforms
-from cifarkit.commands.shared import SettingsWriter, flags_of, has_settings, read_settings, recorded_flags
+from cifarkit.commands.shared import (
+    SettingsWriter,
+    flags_of,
+    has_settings,
+    on_first_rank,
+    read_settings,
+    recorded_flags,
+)
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import draw_noise, sample_ddim
-from cifarkit.training import distributed
 
 
 def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionRecipe:
@@ -27,7 +33,6 @@ def read_recipe(folder: Path, settings: dict[str, Any]) -> recipes.DiffusionReci
         return recipes.DiffusionRecipe(**shape, ema=0.9 if settings["flags"]["tiny"] else 0.999)
 
 
-@distributed.process_group()
 def _kept_recipe(folder: Path) -> recipes.DiffusionRecipe | None:
     """Return the recipe of the run that goes on in a folder, as rank 0 sees it."""
 
@@ -35,7 +40,7 @@ def _kept_recipe(folder: Path) -> recipes.DiffusionRecipe | None:
         begun = has_settings(folder) and any(folder.glob("*.pt"))
         return dataclasses.asdict(read_recipe(folder, read_settings(folder))) if begun else None
 
-    kept = distributed.from_first_rank(read)
+    kept = on_first_rank(read)
     return None if kept is None else recipes.DiffusionRecipe(**kept)
 
 

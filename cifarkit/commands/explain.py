@@ -29,6 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--method", default="integrated_gradients", help="see cifarkit.attribution.METHODS")
     flag("--count", type=int, default=16, help="images (default 16)")
     flag("--mistakes", action="store_true", help="the most confident mistakes instead of the first images")
+    flag("--root", help="where CIFAR lies, if no longer where it did in training")
+    flag("--download", action="store_true", help="fetch CIFAR if it is not there")
     flag("--class", dest="target", metavar="NAME", help="explain this class instead of the predicted one")
 
 
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     target = None if args.target is None else _index(args.target, classes)
     if args.count < 1:
         raise ValueError(f"--count {args.count} must be at least 1")
-    model, test_set = load_classifier(args.run_folder, settings), load_images(recorded_flags(settings), train=False)
+    model = load_classifier(args.run_folder, settings)
+    test_set = load_images(recorded_flags(settings, args), train=False, classes=classes)
     chosen = torch.arange(min(args.count, len(test_set)))
     if args.mistakes:
         logits = predict(model, normalize(test_set.images))

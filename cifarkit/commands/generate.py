@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cifarkit.commands.diffusion import read_recipe
-from cifarkit.commands.shared import read_settings
+from cifarkit.commands.shared import last_checkpoint, read_settings
 from cifarkit.files import shown
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the settings of {shown(folder)} are damaged: image_shape={shape!r} is no [C, H, W]")
     recipe = read_recipe(folder, settings)
     network, schedule = recipe.network(len(settings["classes"]), shape), recipe.noise_schedule
-    load_weights(network, folder / "last.pt", average="ema").to(device)
+    load_weights(network, last_checkpoint(folder), average="ema").to(device)
 
     def sample(labels: Tensor, generator: generation.SampleGenerators) -> Tensor:
         noise = generator.normal(*shape, device=device)

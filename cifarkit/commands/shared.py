@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from cifarkit import data, transforms
 from cifarkit.files import read_file, shown, write_atomically
 from cifarkit.training import Logger, Run, distributed
+
+Result = TypeVar("Result")
 
 _SETTINGS = "settings.json"
 _NEEDED = {  # what `train` notes of each kind of network
@@ -23,6 +26,7 @@ _LATER_FLAGS = {"size": None, "minutes": None}  # which runs of before did not n
 # Of the images, their order and the end: a run keeps them.
 _KEPT_FLAGS = ("data", "size", "seed", "val", "tiny", "recipe", "minutes")
 _LARGEST = 10_000_000  # bytes of settings
+_ROOT = "data"
 TINY = 600  # images of --tiny
 
 
@@ -30,23 +34,33 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which images to take."""
     flag = parser.add_argument
     flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
-    flag("--root", default="data", help="where CIFAR lies (default: data)")
+    flag("--root", default=_ROOT, help=f"where CIFAR lies (default: {_ROOT})")
     flag("--size", type=int, help="pixels of a side, to resize the pictures of a folder to")
     flag("--download", action="store_true", help="fetch CIFAR if it is not there")
     flag("--seed", type=int, default=0)
     flag("--tiny", action="store_true", help="a few seconds, to see that it works")
 
 
-def load_images(args: argparse.Namespace, *, train: bool) -> data.ImageDataset:
-    """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own."""
+def load_images(args: argparse.Namespace, *, train: bool, classes: Sequence[str] | None = None) -> data.ImageDataset:
+    """Load the images that the flags name; a file or folder has no test images and gives a tenth of its own.
+
+    Args:
+        classes: those of a run, so that labels mean the same.
+    Raises:
+        ValueError: if the flags do not fit, the images have other classes, or cannot be drawn.
+    """
     if args.size is not None and (args.data in data.NAMED or Path(args.data).is_file()):
         raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
     if args.data in data.NAMED:
         count = TINY if args.tiny else None
-        return data.load(args.data, root=args.root, train=train, download=args.download, count=count)
+        where = {"root": args.root, "train": train, "download": args.download, "count": count}
+        return data.load(args.data, **where, classes=classes)
     if not Path(args.data).exists():
         raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(data.NAMED)}")
-    images = data.load(args.data, size=args.size).split(0.9, 0.1, seed=0)[0 if train else 1]
+    whole = data.load(args.data, size=args.size, classes=classes)
+    if whole.image_shape[0] not in (1, 3):
+        raise ValueError(f"--data {args.data} has images of {whole.image_shape[0]} channels; 1 or 3 can be drawn")
+    images = whole.split(0.9, 0.1, seed=0)[0 if train else 1]
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
 
@@ -100,6 +114,12 @@ class SettingsWriter(Logger):
         write_settings(self.folder, self.settings)
 
 
+@distributed.process_group()
+def on_first_rank(look: Callable[[], Result]) -> Result:
+    """Let rank 0 look at the run folder for all processes, which may be on machines without it."""
+    return distributed.from_first_rank(look)
+
+
 def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]:
     """Return what :func:`write_settings` noted.
 
@@ -136,9 +156,11 @@ def flags_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in ("run", "folder", "resume", "traceback")}
 
 
-def recorded_flags(settings: dict[str, Any]) -> argparse.Namespace:
-    """Return the flags that a run was started with."""
-    return argparse.Namespace(**(_LATER_FLAGS | settings["flags"]))
+def recorded_flags(settings: dict[str, Any], args: argparse.Namespace | None = None) -> argparse.Namespace:
+    """Return the flags that a run was started with, but for where its data lie now, if args say so."""
+    moved = {name: getattr(args, name, None) for name in ("root", "download")}
+    moved = {name: value for name, value in moved.items() if value and value != _ROOT}
+    return argparse.Namespace(**(_LATER_FLAGS | settings["flags"] | moved))
 
 
 def normalization(settings: dict[str, Any]) -> transforms.Normalize:
@@ -152,5 +174,19 @@ def load_classifier(folder: str | Path, settings: dict[str, Any]) -> nn.Module:
     from cifarkit.training import load_weights
 
     network = SpeedNet(**settings["network"])
-    paths = [Path(folder) / name for name in ("best.pt", "last.pt")]
-    return load_weights(network, next((path for path in paths if path.is_file()), paths[-1])).eval()
+    best = Path(folder) / "best.pt"
+    return load_weights(network, best if best.is_file() else last_checkpoint(folder)).eval()
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """Return the last.pt of a run.
+
+    Raises:
+        FileNotFoundError: if it has none yet.
+    """
+    path = Path(folder) / "last.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{shown(folder)} holds no checkpoint yet; train on by python -m cifarkit train --resume {shown(folder)}"
+        )
+    return path

@@ -24,6 +24,7 @@ from cifarkit.commands.shared import (
     flags_of,
     load_images,
     normalization,
+    on_first_rank,
     read_settings,
     recorded_flags,
     require_same_run,
@@ -53,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--resume and --folder both name the folder of the run; give one of them")
     resume, folder = args.resume or "auto", args.resume or args.folder
     if args.resume:
-        args = recorded_flags(read_settings(args.resume))
+        args = recorded_flags(on_first_rank(lambda: read_settings(resume)), args)
     if args.minutes is not None and args.recipe != "ddpm":
         raise ValueError(f"--minutes {args.minutes:g} is for --recipe ddpm; {args.recipe} takes its own time")
+    if not 0 < args.val < 1:
+        raise ValueError(f"--val {args.val:g} must be above 0 and below 1")
     seed_everything(args.seed)
     whole = load_images(args, train=True)
     train_set, val_set = whole.split(1 - args.val, args.val)
@@ -116,7 +119,7 @@ def fit_classifier(
     loggers = [SettingsWriter(folder, settings), training.CSVLogger(folder)]
     trainer = recipe.trainer(callbacks=callbacks, loggers=loggers)
     loader = recipe.loader(train_set, seed=args.seed, device=trainer.device)
-    if resume == "auto" and not (folder / "last.pt").exists():
+    if resume == "auto" and not on_first_rank((folder / "last.pt").exists):
         seconds = training.estimate_seconds(trainer, task, loader, steps=2 if args.tiny else 20)
         if training.distributed.rank() == 0:
             print(f"about {seconds:.0f} s of training on this machine, without validation", flush=True)

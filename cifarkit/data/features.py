@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cifarkit.checks import check_number
 from cifarkit.data.loader import Loader
-from cifarkit.inference import device_of, evaluation_mode, inference_autocast
+from cifarkit.inference import device_of, dtype_of, evaluation_mode, inference_autocast
 from cifarkit.layout import EitherLayout
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class FeatureLoader(Loader):
         """Run the backbone on a batch; the result is on the loader's device, in the dtype it was computed in."""
         device = device_of(self._owner)
         with evaluation_mode(self._owner), inference_autocast(self.precision, device):
-            features: Any = self._network(images.to(device))
+            features: Any = self._network(images.to(device, dtype_of(self._owner, images.dtype)))
         if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != len(images):
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise TypeError(f"backbone gives {shape} for {len(images)} images; it must give a tensor (B, ...)")

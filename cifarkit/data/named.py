@@ -36,7 +36,7 @@ def load(
         train: training images if true, else test images; a file or folder is read whole in either case.
         download: fetch CIFAR if root has none.
         size: side in pixels of the pictures of a folder, and of shapes.
-        count: at most so many images, about as many of each class; by default all of them, of shapes 20,000 for
+        count: at most so many images, in the proportions of the classes; by default all of them, of shapes 20,000 for
             training and 2,000 for testing.
         classes: names in the order of their labels that the images must have, such as ``train.classes`` for those to
             test on; a folder may lack some.

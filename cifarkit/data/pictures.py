@@ -34,9 +34,9 @@ def image_folder(
 ) -> ImageDataset:
     """Read root/<class>/<picture>, the classes and pictures sorted by name.
 
-    Any raster picture Pillow reads is taken (PNG, JPEG, BMP, GIF's first frame, WebP, TIFF, ...), turned upright by
-    its EXIF tag; transparency is dropped. Hidden files and other files such as ``manifest.jsonl`` are ignored, and so
-    are links, with a warning.
+    PNG, JPEG, BMP, GIF's first frame, WebP, TIFF, PPM, TGA, ICO, PCX, JPEG 2000 and AVIF are taken by their suffix and
+    turned upright by their EXIF tag; transparency is dropped. Hidden files and others such as ``manifest.jsonl`` are
+    ignored, and so are links, with a warning.
 
     Args:
         root: folder with one folder for each class.

@@ -13,7 +13,7 @@ from cifarkit.checks import check_integer, check_number
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.inference import device_of, dtype_of, evaluation_mode, inference_autocast
 from cifarkit.labels import check_labels
-from cifarkit.layout import EitherLayout
+from cifarkit.layout import EitherLayout, lay_out
 
 TARGETS = ("noise", "velocity")
 
@@ -59,7 +59,7 @@ def as_denoiser(
     if guidance and num_classes is None:
         raise ValueError(f"guidance={guidance} needs a model with num_classes, whose label num_classes means none")
     inference_autocast(precision, device_of(model))  # names a wrong precision now rather than in the first call
-    model.to(memory_format=torch.channels_last)
+    lay_out(model, torch.channels_last)
     return NetworkDenoiser(model, labels, num_classes, guidance, schedule if target == "velocity" else None, precision)
 
 
@@ -95,7 +95,7 @@ class NetworkDenoiser:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Keep what many calls share, weights cast and prepared, while no weight changes between them."""
-        inner = _unwrapped(self.model)
+        inner = _unwrapped(self.model, "accelerated")
         prepared = getattr(inner, "accelerated", nullcontext)  # too dear for a single call
         with self._mode(), prepared():
             yield
@@ -142,13 +142,13 @@ def sample_of(answer: Any) -> Tensor:
 
 def count_classes(model: nn.Module) -> int | None:
     """Return K of a class-conditional network, read off its attribute ``num_classes``; None if it is unconditional."""
-    num_classes = getattr(_unwrapped(model), "num_classes", None)
+    num_classes = getattr(_unwrapped(model, "num_classes"), "num_classes", None)
     return None if num_classes is None else check_integer("num_classes", num_classes, 1)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network that DistributedDataParallel and AveragedModel wrap, once or twice."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
+def _unwrapped(model: nn.Module, name: str) -> nn.Module:
+    """Return the network that has an attribute, which DistributedDataParallel and AveragedModel wrap, once or twice."""
+    while not hasattr(model, name) and isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     return model
 

@@ -41,7 +41,7 @@ class NoiseSchedule:
             raise ValueError(f"alpha_bar must be (T,), T at least 1; got shape {tuple(table.shape)}")
         # At 0 the noise would say nothing about the image, and the first step of every sampler would divide by it.
         if not (table[-1] > 0 and table[0] < 1 and bool((table.diff() < 0).all())):
-            raise ValueError("alpha_bar must fall from below 1 to above 0, each value less than the one before")
+            raise ValueError(f"alpha_bar must fall from below 1 to above 0 at every step; that of {name} does not")
         self._table = torch.cat([table, table.new_ones(1)])  # (T + 1,): index -1 is the image without noise
         self._tables = {self._table.device: self._table}
         self.alpha_bar, self.timesteps, self.name = self._table[:-1], len(table), name
@@ -53,7 +53,7 @@ class NoiseSchedule:
         Fewer than 1,000 steps need a larger beta_end, or the last step is not yet noise: about 20 / timesteps.
 
         Raises:
-            ValueError: if a number is out of range.
+            TypeError, ValueError: if a number is out of range.
         Source: Ho et al. 2020, "Denoising diffusion probabilistic models", section 4.
         """
         timesteps = check_integer("timesteps", timesteps, 1)
@@ -68,8 +68,7 @@ class NoiseSchedule:
                 f"in float64; give about {min(20 / timesteps, 0.99):.2g}"
             )
         schedule = cls(alpha_bar, f"NoiseSchedule.linear({timesteps}{given})")
-        left = schedule.alpha_bar[-1].item()
-        if left > _MOST_LEFT:
+        if (left := schedule.alpha_bar[-1].item()) > _MOST_LEFT:
             warnings.warn(
                 f"{schedule!r} still holds {left:.0%} of the image at its last step, but samplers start from pure "
                 f"noise; raise beta_end to about {min(20 / timesteps, 0.99):.2g}, or use NoiseSchedule.cosine",
@@ -81,6 +80,8 @@ class NoiseSchedule:
     def cosine(cls, timesteps: int = 1000, *, offset: float = 0.008) -> NoiseSchedule:
         """Let the share of the image fall like a squared cosine, each step's beta at most 0.999.
 
+        Raises:
+            TypeError, ValueError: if a number is out of range.
         Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", equation 17.
         """
         timesteps = check_integer("timesteps", timesteps, 1)
@@ -116,8 +117,7 @@ class NoiseSchedule:
             for index in range(steps):  # each step at least one on, where rounding would repeat one
                 times.append(max(times[-1] + 1, round((self.timesteps - 1) * (index / (steps - 1)) ** 2)))
             return list(pairwise(times[::-1]))
-        times = [round(self.timesteps * left / steps) - 1 for left in range(steps, -1, -1)]
-        return list(pairwise(times))
+        return list(pairwise(round(self.timesteps * left / steps) - 1 for left in range(steps, -1, -1)))
 
     def rates(self, t: int | Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of the image and of the noise at t, in a shape that multiplies images (B, ...)."""

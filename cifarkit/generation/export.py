@@ -233,7 +233,7 @@ class _Export:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that change with any weight or buffer of a network, for ``about``.
+    """Return 16 hexadecimal digits that change with any weight or saved buffer of a network, for ``about``.
 
     Raises:
         TypeError: if model is no module.

@@ -53,7 +53,8 @@ class SampleGenerators(torch.Generator):
 
     def normal(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw float32 (B, *shape), standard normal, each row from its sample's generator."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self._generators]).to(device)
+        own = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
+        return torch.stack([torch.randn(shape, generator=item, **own) for item in self._generators]).to(device)  # type: ignore[call-overload]
 
 
 Sequence.register(SampleGenerators)

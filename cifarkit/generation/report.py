@@ -92,7 +92,7 @@ def score(
         other_labels: of other_real, int64, for the floor of each class; the halves need none.
         seed: of the halves.
     Raises:
-        TypeError: if features are no float tensors.
+        TypeError: if features are no float tensors, or labels no pair of tensors.
         ValueError: if a shape or a value is wrong, there are fewer than 6 images (12 real ones for halves), labels
             and classes do not come together, other_labels come alone, or a class has too few images.
     """
@@ -101,6 +101,8 @@ def score(
         raise ValueError("labels and classes must both be given, or neither")
     if other_labels is not None and (other_real is None or labels is None):
         raise ValueError("other_labels need other_real, whose labels they are, and the labels of the rest")
+    if labels is not None and (not isinstance(labels, (tuple, list)) or len(labels) != 2):
+        raise TypeError(f"labels must be a pair, those of the real and of the fake images; got {type(labels).__name__}")
     per_class = _by_class(("real", "fake"), real, fake, labels, classes)
     if other_real is None:
         one, other, theirs = _halves(real, None if labels is None else labels[0], seed)
@@ -157,9 +159,9 @@ def _by_class(
             raise ValueError(f"{found}, but classes names {len(classes)}")
         if own.shape != (len(points),):
             raise ValueError(f"labels of the {title} images have shape {tuple(own.shape)}; give one for each")
-    distances = {}
+    distances, (own, others) = {}, (item.cpu() for item in labels)
     for label, name in enumerate(classes):
-        one, other = real[labels[0] == label], fake[labels[1] == label]
+        one, other = real[own == label], fake[others == label]
         if min(len(one), len(other)) < 2:
             if lenient:
                 continue

@@ -50,7 +50,7 @@ class AttentionHead(nn.Module):
         self.pool = pool
         self.block = Block(dim, heads, attention=attention, mlp_ratio=mlp_ratio)
         self.block.start_as_identity()
-        self.dim, self.linear = dim, nn.Linear(dim, num_classes)
+        self.dim, self.linear = dim, nn.Linear(dim, check_integer("num_classes", num_classes, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         nodes = self.block(self._nodes(features))  # (B, N, C)

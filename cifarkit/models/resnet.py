@@ -117,11 +117,13 @@ def _first_convolution(channels: int, side: int, stride: int) -> nn.Conv2d:
 class _CoarseStemWarning:
     """A forward pre-hook that warns once when a 7x7 stem meets a small image; copies and pickles with its model."""
 
+    only_warns = True  # so that a copy may do without it
+
     def __init__(self) -> None:
         self.warned = False
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.warned or not inputs:
+        if self.warned or not inputs or not isinstance(inputs[0], Tensor):  # torch.fx traces with other things
             return
         height, width = inputs[0].shape[-2:]
         if min(height, width) < _SMALLEST_SIDE:

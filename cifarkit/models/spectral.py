@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from cifarkit.models.sorted_attention import no_autocast
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 _FIRST_STEPS = 15  # of the power iteration, when the layer is made
@@ -24,6 +26,7 @@ def normalize_spectrum(layer: Layer) -> Layer:
     Source: Miyato et al. 2018, "Spectral normalization for generative adversarial networks", algorithm 1.
     """
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.get_parameter("weight")))
+    layer.register_state_dict_pre_hook(_step_before_saving)  # type: ignore[no-untyped-call]
     return layer
 
 
@@ -40,15 +43,19 @@ class SpectralNorm(nn.Module):
             self._iterate(weight.detach().flatten(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, enabled=False):
+        with no_autocast(weight):
+            self.follow(weight)
             matrix = weight.flatten(1)
-            if self.training and self._seen != weight._version:
-                if self._seen is not None:
-                    self._iterate(matrix.detach())
-                self._seen = weight._version
             # For a unit vector left and right = M^T left over its length, left^T M right is the length of M^T left.
             largest: Tensor = torch.linalg.vector_norm(matrix.T @ self.left)
             return weight / largest
+
+    def follow(self, weight: Tensor) -> None:
+        """Make the step that is due if the weight has changed, in training mode."""
+        if self.training and self._seen != weight._version:
+            if self._seen is not None:
+                self._iterate(weight.detach().flatten(1))
+            self._seen = weight._version
 
     def _iterate(self, matrix: Tensor) -> None:
         # A new tensor, because the graph of an earlier loss may still hold the old one.
@@ -58,3 +65,13 @@ class SpectralNorm(nn.Module):
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
         self._seen = None  # the vector was saved for the weight that is loaded with it
+
+
+def _step_before_saving(layer: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Bring the vector up to the weight that is saved with it; the step is the one that the next pass would make."""
+    if parametrize.is_parametrized(layer, "weight"):
+        chain: Any = layer.parametrizations["weight"]  # type: ignore[index]
+        for part in chain:
+            if isinstance(part, SpectralNorm):
+                with no_autocast(chain.original):
+                    part.follow(chain.original)

@@ -72,15 +72,21 @@ class SpeedNet(nn.Module):
             images: (N, C, H, W) float, normalised as in training; a few thousand do.
             epsilon: added to the variances, so that directions of hardly any variance are not blown up.
         Raises:
-            ValueError: if images are not (N, C, H, W).
+            TypeError: if images are no float tensor.
+            ValueError: if images are not (N, C, H, W), none, or not all finite.
         Source: Jordan 2024, section 3.2.
         """
         stem = self.stem[0]
         assert isinstance(stem, nn.Conv2d)
         channels = stem.in_channels
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be a float tensor, normalised as in training; got {kind}")
         if images.dim() != 4 or images.shape[1] != channels:
             got = tuple(images.shape)
             raise ValueError(f"images must be (N, {channels}, H, W), normalised as in training; got {got}")
+        if not len(images) or not images.isfinite().all():
+            raise ValueError(f"images must be finite, and at least one; got {len(images)}, not all finite or none")
         numbers = _PATCH * channels
         covariance, count = images.new_zeros(numbers, numbers, dtype=torch.float32), 0
         for some in torch.split(images, _WHITENED_AT_A_TIME):  # all patches at once would be the peak of the memory

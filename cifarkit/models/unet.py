@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cifarkit.checks import check_integer, check_number
 from cifarkit.labels import check_labels
 from cifarkit.models.dtypes import check_dtype
+from cifarkit.models.sorted_attention import no_autocast
 from cifarkit.models.unet_parts import (
     Convolution,
     Downsampling,
@@ -156,8 +157,8 @@ class UNet(nn.Module):
             )
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must be ({len(x)},), one time for each image; got shape {tuple(t.shape)}")
-        if t.dtype == torch.bool:
-            raise TypeError("t must be int64; got torch.bool")
+        if t.dtype == torch.bool or t.is_floating_point():
+            raise TypeError(f"t must be int64, steps of the noise schedule; got {t.dtype}")
         check_dtype("x", x, self.first.weight)
 
 
@@ -187,7 +188,7 @@ class _Condition(nn.Module):
 
     def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
         check_labels(labels, len(t), self.num_classes, null=True)
-        with torch.autocast(t.device.type, enabled=False):
+        with no_autocast(t):
             h: Tensor = self.deep(F.silu(self.wide(time_waves(t, self.waves).to(self.wide.weight.dtype))))
             if self.labels is not None and self.num_classes is not None:
                 if labels is None:

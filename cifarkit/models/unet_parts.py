@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cifarkit.inference import cpu_has_amx
 from cifarkit.models.attention import SelfAttention
 from cifarkit.models.winograd import FastConvolution
 
@@ -78,8 +79,13 @@ class Convolution(nn.Conv2d):
         return super().forward(x)
 
     def accelerate(self, dtype: torch.dtype) -> None:
-        """Form what a fast convolution of these weights needs, if it pays."""
-        if min(self.in_channels, self.out_channels) >= _WORTH_TRANSFORMING[self.enlarging]:
+        """Form what a fast convolution of these weights needs, if it pays.
+
+        With AMX products of bf16 take little time, and the additions that save some of them would take more; that is
+        reckoned, not measured.
+        """
+        cheap = dtype is torch.bfloat16 and cpu_has_amx()
+        if not cheap and min(self.in_channels, self.out_channels) >= _WORTH_TRANSFORMING[self.enlarging]:
             assert self.bias is not None
             self.fast = FastConvolution(self.weight, self.bias, dtype, enlarge=self.enlarging)
 

@@ -93,6 +93,8 @@ def _undo_normalisation(images: Tensor, mean: Any, std: Any) -> Tensor:
         raise ValueError("mean and std must both be given, or neither")
     if mean is None or not isinstance(images, Tensor) or images.dim() != 4:
         return images  # to_pixels says what is wrong
+    if images.dtype == torch.uint8:
+        raise ValueError("images are uint8, so they are not normalised; leave out mean and std")
     numbers = {"mean": check_numbers("mean", mean), "std": check_numbers("std", std, 0, above=True)}
     for name, values in numbers.items():
         if len(values) not in (1, images.shape[1]):
@@ -199,7 +201,8 @@ def _draw(sheet: Sheet) -> Figure:
             canvas[[top, top + height - 1], left : left + width] = 200  # a frame, for maps that are white
             canvas[top : top + height, [left, left + width - 1]] = 200
     for top, row in zip(tops[1:], sheet.rows, strict=False):
-        axes.text(_GAP, top + height / 2, "\n".join(row.lines), fontsize=_TEXT_POINTS, va="center", linespacing=1.15)
+        words: dict[str, Any] = {"fontsize": _TEXT_POINTS, "va": "center", "linespacing": 1.15, "parse_math": False}
+        axes.text(_GAP, top + height / 2, "\n".join(row.lines), **words)
         if row.limit is not None:
             lowest = -1 if row.colours[1] else 0
             bar = coloured(np.linspace(1, lowest, height), None, row.colours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from cifarkit.checks import check_integer
 
@@ -37,5 +38,6 @@ class AccumulationPlan:
         if max_epochs is None:
             assert max_steps is not None
             return max_steps
-        total = sum(self.updates(batches, epoch) for epoch in range(max_epochs))
+        edges = [*sorted({0, *(first for first in self.factors if first < max_epochs)}), max_epochs]
+        total = sum((end - begin) * self.updates(batches, begin) for begin, end in pairwise(edges))
         return total if max_steps is None else min(total, max_steps)

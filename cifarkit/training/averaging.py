@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarkit.checks import check_integer, check_number
+from cifarkit.layout import lay_out
 from cifarkit.training.batchnorm import refresh_on_training_images
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.distributed import average_statistics
@@ -57,7 +58,7 @@ class WeightAveraging(Callback):
     def on_epoch_end(self, run: Run) -> None:
         if not self.updates:
             return
-        self._averaged_networks().to(memory_format=run.task.layout)  # which may have changed since the fit began
+        lay_out(self._averaged_networks(), run.task.layout)  # which may have changed since the fit began
         for name, network in self._averaged_networks().items() if self.batchnorm_samples else ():
             refresh_on_training_images(network, name, run, self.batchnorm_samples)
         average_statistics(self._averaged_networks())
@@ -81,21 +82,27 @@ class WeightAveraging(Callback):
 
     @contextmanager
     def swapped(self, task: Task) -> Iterator[None]:
-        """Put the averaged networks in the task's place for a while."""
-        assert self.averaged is not None
-        raw = dict(self._networks(task).items())
+        """Put the averaged networks in the task's place for a while; raise as :meth:`copy_to`."""
+        self._require_updates()
+        averaged = {id(module): self._averaged_networks()[name] for name, module in self._networks(task).items()}
+        raw = {name: module for name, module in task._modules.items() if id(module) in averaged}  # or two names
         try:
-            for name, module in self._averaged_networks().items():
-                setattr(task, name, module)
+            for name, module in raw.items():
+                setattr(task, name, averaged[id(module)])
             yield
         finally:
             for name, module in raw.items():
                 setattr(task, name, module)
 
     def copy_to(self, task: Task) -> None:
-        """Overwrite the task's networks with their averages."""
+        """Overwrite the task's networks with their averages; raise ValueError if no weights have entered them yet."""
+        self._require_updates()
         for name, module in self._networks(task).items():
             module.load_state_dict(self._averaged_networks()[name].state_dict())
+
+    def _require_updates(self) -> None:
+        if not self.updates:
+            raise ValueError(f"no weights have entered the average {self.suffix!r} yet; it would be those of the start")
 
     def state_dict(self) -> dict[str, Any]:
         if self.averaged is None:
@@ -165,7 +172,7 @@ class StochasticWeightAveraging(WeightAveraging):
         if self.swa_lr is None:
             return schedule
         first_group = next(iter(run.task.optimizers.values())).param_groups[0]
-        factor = self.swa_lr / first_group["base_rate"]
+        factor = self.swa_lr / check_number("lr of the first parameter group", first_group["base_rate"], 0, above=True)
         return lambda progress: schedule(progress) if progress < self.start else factor
 
 

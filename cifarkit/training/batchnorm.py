@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,16 +24,24 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tenso
 
     A batch may be a tuple of all the network takes, as (latents, labels) for a generator. Frozen parts keep their
     statistics. The network is left in evaluation mode.
+
+    Raises:
+        ValueError: if there is no batch; the statistics are then as before.
     """
     train_unfrozen(network)
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
     layers = [layer for layer in layers if layer.track_running_stats]
+    batches = iter(batches if layers else ())
+    first = next(batches, None)
+    if layers and first is None:
+        network.eval()
+        raise ValueError("batches hold none; can they be iterated over only once?")
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # None makes BatchNorm keep the equal average over batches
     try:
-        for inputs in batches if layers else ():
+        for inputs in chain(() if first is None else (first,), batches):
             network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

@@ -77,9 +77,9 @@ def check_mode(mode: str, monitor: str | None = None) -> str:
     """
     if mode not in ("min", "max"):
         raise ValueError(f"mode={mode!r} is unknown; use 'min' for a loss or 'max' for an accuracy")
-    likely = {"loss": "min", "acc": "max"}.get((monitor or "").rpartition("_")[2], mode)
-    if likely != mode:
-        warnings.warn(f"monitor={monitor!r} with mode={mode!r} prefers the worst; give mode={likely!r}", stacklevel=3)
+    for word, best in (("loss", "min"), ("acc", "max")):  # val_loss_ema is a loss, too
+        if word in (monitor or "").split("_") and mode != best:
+            warnings.warn(f"monitor={monitor!r} with mode={mode!r} prefers the worst; give mode={best!r}", stacklevel=3)
     return mode
 
 
@@ -91,7 +91,8 @@ def monitored_value(run: Run, monitor: str, advice: str = "") -> float | None:
     """
     if monitor in run.metrics:
         return run.metrics[monitor]
-    if any(callback.will_record(monitor) for callback in run.callbacks):
+    raw = not monitor.startswith("val_") or any(monitor.startswith(f"{name}_") for name in run.metrics)
+    if raw and any(callback.will_record(monitor) for callback in run.callbacks):
         return None
     names = ", ".join(sorted(run.metrics))
     raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {names}{advice and f'; {advice}'}")

@@ -96,12 +96,17 @@ class ModelCheckpoint(Callback):
     def _open_folder(self, run: Run) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.folder)
-        if self.last_path.exists() and not run.resumed:
+        if self.last_path.exists() and not self._goes_on(run):
             warnings.warn(
                 f"{shown(self.folder)} holds the checkpoints of another run, which this one will replace; give each "
                 "run a folder of its own, as run_folder makes them, or continue with fit(resume='auto')",
                 stacklevel=2,
             )
+
+    def _goes_on(self, run: Run) -> bool:
+        """Tell whether the run was taken up from a folder of its own, and not from elsewhere into this one."""
+        folders = [item.folder.resolve() for item in run.callbacks if isinstance(item, ModelCheckpoint)]
+        return run.resumed and Path(run.last_checkpoint or "").resolve().parent in folders
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.step % self.every_n_steps == 0:
@@ -166,7 +171,10 @@ class ModelCheckpoint(Callback):
         self.best = best
 
     def on_resume(self, run: Run) -> None:
-        missing = from_first_rank(lambda: [name for _, name in self.best if not (self.folder / name).is_file()])
+        here = self._goes_on(run)  # else a file of that name would be another run's
+        missing = from_first_rank(
+            lambda: [name for _, name in self.best if not here or not (self.folder / name).is_file()]
+        )
         if missing:
             self.best = [item for item in self.best if item[1] not in missing]
             warnings.warn(

@@ -15,10 +15,11 @@ import torch
 from cifarkit.checks import check_integer
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.contract import check_task
 from cifarkit.training.distributed import gather
 from cifarkit.training.loading import iterating, require_batches, undisturbed
 from cifarkit.training.snapshot import untouched
-from cifarkit.training.task import Task, check_task
+from cifarkit.training.task import Task
 from cifarkit.training.trainer import Trainer
 
 if TYPE_CHECKING:

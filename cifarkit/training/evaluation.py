@@ -55,6 +55,8 @@ def evaluate(
     totals, samples = (
         distributed.add_up({name: _sum(parts) for name, parts in each.items()}) for each in (sums, counts)
     )
+    if not totals:
+        raise ValueError("the loader to evaluate on gives no batch; can it be iterated over only once?")
     if uncounted := [name for name, count in samples.items() if not count]:
         raise ValueError(f"{type(task).__name__}.evaluate counted no samples for {uncounted[0]!r} in the whole loader")
     return {f"val_{name}": total / samples[name] for name, total in totals.items()}

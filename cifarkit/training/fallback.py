@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from cifarkit.layout import refuses_channels_last
+from cifarkit.layout import lay_out, refuses_channels_last
 from cifarkit.seeding import RngState
 from cifarkit.training.task import Task
 
@@ -49,7 +49,7 @@ def fall_back_to_usual_layout(task: Task, error: Exception) -> bool:
         stacklevel=2,
     )
     task.layout = torch.contiguous_format
-    task.to(memory_format=task.layout)
+    lay_out(task, task.layout)
     task.zero_grad(set_to_none=True)
     torch.clear_autocast_cache()
     return True

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from cifarkit.checks import check_integer, check_number
 from cifarkit.training.callbacks import Callback
+from cifarkit.training.contract import check_task
 from cifarkit.training.loading import undisturbed
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.snapshot import untouched
-from cifarkit.training.task import Task, check_task, metric_name
+from cifarkit.training.task import Task, metric_name
 from cifarkit.training.trainer import Trainer
 
 if TYPE_CHECKING:

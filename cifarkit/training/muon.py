@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_integer, check_number
@@ -114,7 +115,7 @@ def muon_groups(
         other_momentum: of the rest, in [0, 1).
         adam: step the rest by AdamW.
     Raises:
-        ValueError: if the network has fewer than two convolutions to train.
+        ValueError: if the network has no convolution to train behind the first.
         TypeError: if model is no module.
     """
     if not isinstance(model, nn.Module):
@@ -123,17 +124,16 @@ def muon_groups(
         )
     layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm))]
     normalized = {id(layer) for layer, following in pairwise(layers) if isinstance(following, _BatchNorm)}
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad]
-    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
-    convolutions = [layer for layer in convolutions if layer is not first]
-    kernels = [layer.weight for layer in convolutions]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)][1:]
+    found = {id(layer): kernel for layer in convolutions if (kernel := _kernel_of(layer)) is not None}
+    kernels = {layer: kernel for layer, kernel in found.items() if kernel.requires_grad}
     if not kernels:
         raise ValueError(f"model is a {type(model).__name__} without a second convolution to train; use torch.optim")
-    chosen = {id(kernel) for kernel in kernels}
+    chosen = {id(kernel) for kernel in kernels.values()}
     others = [item for item in model.parameters() if item.requires_grad and id(item) not in chosen]
     groups: list[dict[str, Any]] = []
     for keep_norm in (True, False):
-        some = [layer.weight for layer in convolutions if (id(layer) in normalized) == keep_norm]
+        some = [kernel for layer, kernel in kernels.items() if (layer in normalized) == keep_norm]
         groups.append({"params": some, "lr": lr, "keep_norm": keep_norm})
     plain = {"orthogonal": False, "momentum": other_momentum, "adam": adam}
     other_lr = (0.001 if adam else 0.1) if other_lr is None else other_lr
@@ -144,6 +144,14 @@ def muon_groups(
         groups.append({"params": flat, "lr": bias_lr, "weight_decay": other_weight_decay * other_lr / bias_lr} | plain)
     groups.append({"params": others, "lr": other_lr, "weight_decay": other_weight_decay} | plain)
     return [group for group in groups if group["params"]]
+
+
+def _kernel_of(layer: nn.Module) -> Tensor | None:
+    """Return the parameter that a kernel is made from, as by spectral normalisation; None if there are several."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer.get_parameter("weight")
+    kernel: Tensor | None = getattr(layer.parametrizations["weight"], "original", None)  # type: ignore[index]
+    return kernel
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:

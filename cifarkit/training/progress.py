@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from cifarkit.training.callbacks import Callback
@@ -61,6 +62,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
     """
     parts = []
     for name, value in metrics.items():
+        if not isinstance(value, Real):  # a text or nothing, which a callback may record
+            continue
         if "acc" in name:
             parts.append(f"{name} {value:.2%}")
         elif "loss" in name:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters
 from cifarkit.training.config import describe
+from cifarkit.training.contract import check_state
 from cifarkit.training.distributed import require_alike
 from cifarkit.training.evaluation import to_device
 from cifarkit.training.kinds import NUMBER, as_number, require
@@ -21,6 +22,7 @@ from cifarkit.training.loggers import in_unit_range
 from cifarkit.training.meters import Meters, NonFiniteLossError
 from cifarkit.training.position import Position
 from cifarkit.training.resuming import state_of, take_up, unbounded_buffers
+from cifarkit.training.structure import RECORDED
 from cifarkit.training.task import Batch, Task, Update, metric_name
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class Run:
         epoch: epochs completed, so the number of the running one, from 0.
         total_steps: updates that the whole fit would make.
         history: one dict an epoch: epoch, step, seconds, the epoch's metrics.
-        metrics: the newest value of every metric.
+        metrics: the newest value of every metric; after an epoch those of its row.
         stopped_because: why the run ended early, or None.
         resumed: whether it continues a checkpoint.
         config: the settings in plain JSON types.
@@ -66,6 +68,7 @@ class Run:
         self.parameters = list(task.parameters())
         self.unbounded = unbounded_buffers(task)  # which are left out where all must be finite
         require_own_parameters(task)
+        check_state(task)
         self.schedule = trainer.schedule
         self.step = self.epoch = self.images = 0
         self.batches = 0  # micro-batches of the running epoch that are used up
@@ -74,7 +77,7 @@ class Run:
             self.batches_in_epoch, trainer.max_epochs, trainer.max_steps
         )
         self.meters, self.at_log_step, self.stepped = Meters(), False, False
-        self.has_updated = False  # once an update has succeeded
+        self.has_updated = self.is_open = False  # once an update has succeeded; while an epoch is on its way
         self.history: list[dict[str, Any]] = []
         self.metrics: dict[str, float] = {}
         self.recorded: dict[str, Any] = {}  # by callbacks, for the row of the running epoch
@@ -143,13 +146,12 @@ class Run:
         Within an epoch, as in ``on_step_end``, they are kept for its row, which is still to come.
 
         Raises:
-            ValueError: if one whose name begins with ``train_`` or ``val_`` is no number.
+            ValueError: if one is no number, flag, text or tensor, or begins with ``train_`` or ``val_`` and no number.
         """
         numbers = {name: as_number(value) for name, value in metrics.items()}
         for name, number in numbers.items():
-            if name.startswith(("train_", "val_")):
-                require(number, NUMBER, f"metrics[{name!r}]")
-        for table in (self.metrics, *([self.recorded] if self.lacks_a_row else self.history[-1:])):
+            require(number, NUMBER if name.startswith(("train_", "val_")) else RECORDED, f"metrics[{name!r}]")
+        for table in (self.metrics, *([self.recorded] if self.is_open or self.lacks_a_row else self.history[-1:])):
             table.update(numbers)
 
     def log_later(self, metrics: Mapping[str, float]) -> None:
@@ -175,6 +177,8 @@ class Run:
             self.batches += 1
             self.position.mark()  # before another is asked for, as a loader that is used up moves on to its next epoch
             window.append(self.to_device(batch))
+        if not self.batches:
+            raise ValueError(f"train_loader gives no batch in epoch {self.epoch}; can it be iterated over only once?")
         return window
 
     def require_finite(self, metrics: Mapping[str, float]) -> None:
@@ -215,6 +219,7 @@ class Run:
         if whole:
             self.epoch, self.batches, self.meters, self.recorded = self.epoch + 1, 0, Meters(), {}
         self.position.mark()
+        self.is_open = False
         self.history.append(row)
         self.metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         self.notify("on_epoch_end")

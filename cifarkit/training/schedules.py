@@ -85,7 +85,7 @@ def multistep(milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
     """Multiply the rate by ``gamma`` at each milestone, given in fractions of the run: ``(0.5, 0.75)``.
 
     Raises:
-        ValueError: if a milestone is not strictly between 0 and 1.
+        TypeError, ValueError: if milestones is no sequence, or one is not strictly between 0 and 1.
     """
     if isinstance(milestones, (int, float)):
         raise TypeError(f"milestones={milestones} must be a sequence, such as ({milestones},)")

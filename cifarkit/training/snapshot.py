@@ -20,6 +20,7 @@ def untouched(task: Task) -> Iterator[None]:
     modes = [(module, module.training) for module in task.modules()]
     storages = [(parameter, parameter.data, parameter.grad) for parameter in task.parameters()]
     buffers = [(module, dict(module._buffers)) for module in task.modules()]
+    layouts = [(buffer, buffer.data) for buffer in task.buffers()]
     compiled = [(network, network._compiled_call_impl) for network in task.children()]
     try:
         yield
@@ -28,6 +29,8 @@ def untouched(task: Task) -> Iterator[None]:
             parameter.data, parameter.grad = storage, gradient
         for module, own in buffers:
             module._buffers.update(own)
+        for buffer, storage in layouts:
+            buffer.data = storage
         task.load_state_dict(weights)
         for name, buffer in others.items():
             if not torch.equal(task.get_buffer(name), buffer):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 _ROW = ("epoch", "step", "lr", "images_per_second", "seconds")  # what every row of a history has
-_RECORDED = NUMBER | FLAG | NOTHING | TEXT | TENSOR
+RECORDED = NUMBER | FLAG | NOTHING | TEXT | TENSOR
 STATISTICS = ("running_mean", "running_var")
 _SINGLE = torch.finfo(torch.float32)
 _SCALE = Kind(
@@ -130,7 +130,7 @@ def _require_counters(counters: Mapping[str, Any]) -> None:
         for name, value in table.items():
             require(name, TEXT, f"a key of {place}")
             own = kind is SUM or name in _ROW or name.startswith(("train_", "val_"))
-            require(value, kind if own else _RECORDED, f"{place}[{name!r}]")  # callbacks record what they like
+            require(value, kind if own else RECORDED, f"{place}[{name!r}]")  # callbacks record what they like
     done = [row["epoch"] for row in rows if row["epoch"] < counters["epoch"]]
     if len(done) != counters["epoch"] or done != [*range(len(done))]:  # in this order: an epoch may be any number
         raise ValueError(f"{where}['history'] has rows of the epochs {done} where {counters['epoch']} are done")
@@ -175,6 +175,13 @@ def _require_used(state: Mapping[str, Any], run: Run) -> None:
     """Refuse more used batches than an epoch can have; their size may have been another, but not below one sample."""
     batches, saved = state["run"]["batches"], state["loader"]
     samples = saved.get("samples") if saved is not None else None
+    if batches and saved is None:
+        before = state["config"]["loader"].get("batches", run.batches_in_epoch)
+        if before != run.batches_in_epoch:
+            raise ValueError(
+                f"the checkpoint was made within an epoch of {before} batches, and train_loader has "
+                f"{run.batches_in_epoch}: only cifarkit's loaders know where they were; give the batch size of then"
+            )
     most, of = (samples, "used samples") if type(samples) is int else (run.batches_in_epoch, "batches in an epoch")
     if batches > most:
         raise ValueError(f"checkpoint['run']['batches'] is {batches}, of {most} {of}")

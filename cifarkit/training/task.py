@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class Task(nn.Module):
 
     The networks are ordinary submodules; ``optimizers`` maps a name to the optimizer of each ``Update.optimizer``.
     Between two yields of :meth:`updates` the Trainer leaves autocast, runs backward, averages over micro-batches,
-    unscales, clips, steps and zeroes, so code after a ``yield`` sees the new weights.
+    unscales, clips and steps, so code after a ``yield`` sees the new weights.
 
     What this costs: the graphs of all micro-batches stay alive while a later stage still uses them; every
     micro-batch must yield the same sequence of optimizers; code after the last yield never matters to training;
@@ -61,48 +60,6 @@ class Task(nn.Module):
         if mode:
             _freeze_again(self)
         return self
-
-
-def check_task(task: Task) -> Task:
-    """Return the task if it is one and has its optimizers.
-
-    Raises:
-        TypeError: if it is something else, a network for example.
-    """
-    if not isinstance(task, Task):
-        advice = "wrap a network, as in ClassificationTask(model, optimizer)"
-        raise TypeError(f"task must be a Task; got {type(task).__name__}: {advice}")
-    optimizers = getattr(task, "optimizers", None)
-    if not isinstance(optimizers, dict) or not all(isinstance(item, Optimizer) for item in optimizers.values()):
-        raise TypeError(f"{type(task).__name__}.optimizers must be a dict of name to Optimizer; got {optimizers!r}")
-    if not optimizers:
-        raise TypeError(f"{type(task).__name__}.optimizers is empty: nothing would be trained")
-    return task
-
-
-def stages_of(task: Task, batch: Batch) -> Iterator[Update]:
-    """Return what the task yields for a batch.
-
-    Raises:
-        TypeError: if its ``updates`` returns a loss instead of yielding it.
-    """
-    updates: Any = task.updates(batch)
-    if isinstance(updates, Tensor) or not isinstance(updates, Iterable):
-        raise TypeError(
-            f"{type(task).__name__}.updates must yield Update objects; it returned {type(updates).__name__}: "
-            "write 'yield Update(loss)' in place of 'return loss'"
-        )
-    return iter(updates)
-
-
-def check_update(update: Update, task: Task) -> None:
-    """Raise TypeError or ValueError unless a task has yielded what the loop can use."""
-    if not isinstance(update, Update):
-        raise TypeError(f"{type(task).__name__}.updates must yield Update objects; got {type(update).__name__}")
-    if update.optimizer not in task.optimizers:
-        raise ValueError(f"Update names the optimizer {update.optimizer!r}; the task has {sorted(task.optimizers)}")
-    if update.loss.dim():
-        raise ValueError(f"a loss must be a scalar, the mean over the batch; got shape {tuple(update.loss.shape)}")
 
 
 def train_unfrozen(module: nn.Module) -> None:

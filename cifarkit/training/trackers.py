@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cifarkit.layout import lay_out
 from cifarkit.plots import to_pixels
 from cifarkit.training.loggers import Logger
 
@@ -99,7 +100,7 @@ class TensorBoardLogger(_ScalarLogger):
         with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # tensorboard still needs torch.jit.trace
             # Traced on a copy, so that modes, statistics and random state of the run stay as they are.
-            subject = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # any network takes that
+            subject = lay_out(copy.deepcopy(model).eval(), torch.contiguous_format)  # any network takes that
             self._writer.add_graph(subject, run.example_images.contiguous())
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from cifarkit.checks import check_integer, check_items, check_number
+from cifarkit.layout import lay_out
 from cifarkit.memory import keep_freed_memory
 from cifarkit.training import distributed
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
 from cifarkit.training.clipping import clip_gradients
+from cifarkit.training.contract import check_task, check_update, stages_of
 from cifarkit.training.evaluation import evaluate
 from cifarkit.training.fallback import FirstAttempt, compile_networks, fall_back_to_eager, fall_back_to_usual_layout
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
@@ -27,7 +29,7 @@ from cifarkit.training.progress import ProgressBar
 from cifarkit.training.resuming import naming, restore_callbacks, restore_random_states, unchanged_by_a_failure
 from cifarkit.training.run import Run
 from cifarkit.training.schedules import Schedule, check_schedule, constant, scheduled_rates, set_rates
-from cifarkit.training.task import Batch, Task, Update, check_task, check_update, metric_name, stages_of
+from cifarkit.training.task import Batch, Task, Update, metric_name
 
 
 class Trainer:
@@ -162,7 +164,8 @@ class Trainer:
         Returns:
             the run, with its history, counters and the reason why it stopped early.
         Raises:
-            ValueError: for an empty loader, or a checkpoint that is damaged or of another model.
+            FileNotFoundError: if resume is no file.
+            TypeError, ValueError: for an empty loader, or a checkpoint that is damaged or of another model.
             NonFiniteLossError: if a loss is infinite or NaN; found at the next log step, and before any save. Also if
                 the fp16 gradients overflow at every scale.
             SystemExit: 143 on SIGTERM and 130 on Ctrl-C, to any process, after the update is finished and saved.
@@ -206,8 +209,7 @@ class Trainer:
         return run.stopped_because is not None or out_of_steps or out_of_epochs
 
     def _prepare(self, run: Run, checkpoint: Path | None) -> None:
-        run.task.to(self.device)
-        run.task.to(memory_format=run.task.layout)
+        lay_out(run.task.to(self.device), run.task.layout)
         if self.compile:
             compile_networks(run.task)
         state = distributed.from_first_rank(lambda: load_checkpoint(checkpoint)) if checkpoint else None
@@ -242,6 +244,7 @@ class Trainer:
 
     def _run_epoch(self, run: Run, guard: InterruptGuard) -> None:
         run.history[:] = [row for row in run.history if row["epoch"] < run.epoch]  # without that of a part of this one
+        run.is_open = True
         run.notify("on_epoch_start")
         run.stopped_because = distributed.heed(None, run.stopped_because)
         run.task.train()

@@ -18,6 +18,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ImportError: if the name ends in .safetensors and the extra is not installed.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose names nothing else would find
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if Path(path).suffix == ".safetensors":
         write_atomically(_safetensors().save(weights), path)

@@ -63,7 +63,7 @@ class TrivialAugment(RandomTransform):
         for index, operation in enumerate(OPERATIONS.values()):
             group = (number == index).nonzero()[:, 0]
             if operation is not None and len(group):
-                result[group] = operation(floats[group], parameters[group, 1], fill)
+                result[group] = operation(floats[group], parameters[group, 1], fill).to(result.dtype)
         return to_dtype(result, images.dtype)
 
 

@@ -295,3 +295,31 @@ def test_completeness_refuses_one_map_for_all_channels() -> None:
         completeness_error(Linear(), photos(), 0, photos(channels=1))
     with pytest.raises(ValueError, match="baselines='black' is unknown"):
         completeness_error(Linear(), photos(), 0, photos(), "black")
+
+
+def test_one_logit_is_a_chance_by_the_sigmoid() -> None:
+    class Binary(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((1, 2, 3))[:, None]
+
+    images = torch.full((1, 3, 4, 4), 2.0)
+    curve = deletion_curve(Binary(), images, 0, torch.rand(1, 4, 4), baselines=torch.zeros_like(images), steps=2)
+    assert curve.scores[0, 0] == pytest.approx(torch.tensor(2.0).sigmoid().item())
+    assert curve.scores[0, -1] == pytest.approx(0.5)
+
+
+def test_a_model_that_takes_more_than_images_or_asserts_is_named() -> None:
+    class Asking(nn.Module):
+        def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+            return images.mean((2, 3)) + labels
+
+    class Strict(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[2] == 224, "wrong side"
+            return images
+
+    images, maps = torch.rand(1, 3, 4, 4), torch.rand(1, 4, 4)
+    with pytest.raises(ValueError, match=r"wrap a model that takes more than images .* missing 1 required positional"):
+        deletion_curve(Asking(), images, 0, maps)
+    with pytest.raises(ValueError, match=r"the model fails on images of shape \(C, H, W\) = \(3, 4, 4\).*wrong side"):
+        deletion_curve(Strict(), images, 0, maps)

@@ -104,3 +104,8 @@ GREY = torch.zeros(2, 3, 2, 2)
 def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(**arguments)
+
+
+def test_bytes_are_not_normalised() -> None:
+    with pytest.raises(ValueError, match="images are uint8, so they are not normalised; leave out mean and std"):
+        overlay(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.rand(1, 4, 4), mean=0.5, std=0.5)

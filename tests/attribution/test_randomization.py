@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cifarkit.attribution.randomization import RandomizationCheck, randomization_check
+from cifarkit.attribution.randomization import RandomizationCheck, _make_random, randomization_check
 
 
 class TinyNet(nn.Sequential):
@@ -85,6 +85,18 @@ def test_layers_go_from_the_last_to_the_first_as_they_are_called() -> None:
     assert randomization_check(tiny(), photos(), 0, gradient, stages=2).layers == (("7", "3"), ("1", "0"))
     other = randomization_check(Backwards(), photos(), 0, gradient, stages=None)
     assert other.layers == (("head",), ("helper",), ("body",), ("the model",))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_weights_that_a_hook_forms_are_made_random_too(norm: Any) -> None:
+    layer, images = norm(nn.Conv2d(3, 4, 3)).eval(), photos()
+    before = layer(images).detach()
+    _make_random(layer, 0)
+    with torch.no_grad():
+        layer.bias.zero_()
+        found = layer(images)
+    assert torch.corrcoef(torch.stack([before.flatten(), found.flatten()]))[0, 1].abs() < 0.9
 
 
 def test_each_stage_keeps_what_was_made_random_before() -> None:

@@ -319,3 +319,9 @@ def test_mistakes_are_named(arguments: tuple[Any, ...], error: type[Exception], 
     options = dict(zip(("precision", "max_bytes"), rest, strict=False))
     with pytest.raises(error, match=message):
         FeatureLoader(Loader(numbered(), 6) if loader is None else loader, backbone, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_are_brought_to_the_dtype_of_the_backbone(dtype: torch.dtype) -> None:
+    features, _ = next(iter(make(backbone=Backbone().to(dtype), precision="fp32")))
+    assert features.dtype == torch.float32

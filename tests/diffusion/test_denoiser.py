@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.swa_utils import AveragedModel
 
 from cifarkit.diffusion import Denoiser, NoiseSchedule, as_denoiser, sample_ddim
-from cifarkit.diffusion.denoiser import NetworkDenoiser
+from cifarkit.diffusion.denoiser import NetworkDenoiser, count_classes
 from cifarkit.inference import cpu_has_bf16
 from cifarkit.models import UNet
 
@@ -111,6 +111,16 @@ def test_classes_are_found_below_two_wrappers() -> None:
     model = TinyNet()
     found = as_denoiser(AveragedModel(Wrapper(model)), LABELS, guidance=1.0, precision="fp32")(start(), T)
     torch.testing.assert_close(found, as_denoiser(model, LABELS, guidance=1.0, precision="fp32")(start(), T))
+
+
+def test_a_part_called_module_is_no_wrapper_where_the_network_has_classes_itself() -> None:
+    class Outer(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Identity()
+
+    assert count_classes(Outer()) == 4
+    assert count_classes(nn.Identity()) is None
 
 
 @pytest.mark.parametrize("guidance", [0.3, 2.0])

@@ -246,6 +246,10 @@ def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str)
         NoiseSchedule.cosine().pairs(1001)
     with pytest.raises(ValueError, match="offset=-1 must be above 0"):
         NoiseSchedule.cosine(offset=-1)
+    with pytest.raises(ValueError, match=r"that of NoiseSchedule\.linear\(1000, beta_start=1e-17.* does not"):
+        NoiseSchedule.linear(beta_start=1e-17)
+    with pytest.raises(ValueError, match=r"that of NoiseSchedule\.cosine\(1000, offset=1e\+300\) does not"):
+        NoiseSchedule.cosine(offset=1e300)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(SCHEDULES[0], "linear"), (SCHEDULES[1], "squaredcos_cap_v2")], ids=repr)

@@ -63,6 +63,18 @@ def test_each_row_is_drawn_from_its_own_generator() -> None:
     assert torch.equal(make(2).normal(2, 4), rows[:2])
 
 
+def test_the_noise_does_not_depend_on_the_default_dtype_and_device() -> None:
+    expected = make().normal(2, 4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = make().normal(2, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_it_is_a_generator_for_the_whole_batch() -> None:
     assert numbers(make()) == numbers(make())
     assert numbers(make()) != numbers(image_generator(0, 0, 0))

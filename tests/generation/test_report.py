@@ -104,3 +104,8 @@ def test_it_can_be_kept_as_json() -> None:
 def test_refuses(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(**change)
+
+
+def test_labels_that_are_no_pair_are_named() -> None:
+    with pytest.raises(TypeError, match="labels must be a pair, those of the real and of the fake images; got Tensor"):
+        measure(labels=torch.zeros(80), classes=("cat",))

@@ -171,6 +171,8 @@ def test_a_pooling_that_is_asked_for_is_taken_and_weights_do_not_carry_it(pool: 
 def test_an_unknown_pooling_is_named() -> None:
     with pytest.raises(ValueError, match="pool='median' is unknown; use 'mean' or 'max'"):
         AttentionHead(8, 1, 5, pool="median")
+    with pytest.raises(ValueError, match="num_classes=0 must be at least 1"):
+        AttentionHead(8, 1, 0)
     with pytest.raises(ValueError, match="pool='' is unknown; use 'mean' or 'max'"):
         hybrid_of(TinyNet(), pool="")
 

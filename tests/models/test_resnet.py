@@ -13,6 +13,8 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
+from cifarkit.attribution.rewriting import separate_nonlinearities
+from cifarkit.folding import fold_batchnorm
 from cifarkit.models import resample_stem, resnet18, resnet34
 
 
@@ -230,3 +232,13 @@ def test_a_file_with_keys_that_are_no_names_is_refused(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(2)}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"w\.pt"):
         resnet18(weights=tmp_path / "w.pt")
+
+
+def test_the_warning_stands_in_the_way_of_no_copy() -> None:
+    model = resnet18(5, stem="imagenet").eval()
+    assert separate_nonlinearities(model) is not None
+    folded, images = fold_batchnorm(model), torch.rand(1, 3, 64, 64)
+    assert folded is not None
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-3, atol=1e-3)
+    model.register_forward_hook(lambda *_: None)
+    assert fold_batchnorm(model) is None

@@ -74,6 +74,22 @@ def test_a_loaded_layer_goes_on_like_the_saved_one() -> None:
     assert torch.equal(loaded(images), saved(images))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_vector_saved_is_that_of_the_weight_saved_with_it(training: bool) -> None:
+    torch.manual_seed(0)
+    whole, images = normalize_spectrum(nn.Linear(20, 10)), torch.ones(1, 20)
+    whole(images)
+    with torch.no_grad():
+        whole.get_parameter("parametrizations.weight.original").add_(torch.randn(10, 20))  # as an optimizer steps last
+    saved, resumed = copy.deepcopy(whole), normalize_spectrum(nn.Linear(20, 10))
+    for layer in (whole, saved, resumed):
+        layer.train(training)
+    resumed.load_state_dict(saved.state_dict())
+    expected = whole(images)  # of a run that saved nothing
+    assert torch.equal(saved(images), expected)
+    assert torch.equal(resumed(images), expected)
+
+
 def test_the_gradient_is_that_of_the_normalised_weight() -> None:
     torch.manual_seed(0)
     layer = normalize_spectrum(nn.Linear(6, 4, bias=False)).double()

@@ -106,6 +106,11 @@ def test_wrong_arguments_are_named() -> None:
         SpeedNet().whiten(torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"images must be \(N, 1, H, W\).*got \(2, 3, 8, 8\)"):
         SpeedNet(channels=1).whiten(torch.rand(2, 3, 8, 8))
+    with pytest.raises(TypeError, match=r"images must be a float tensor, normalised as in training; got torch\.uint8"):
+        SpeedNet().whiten(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    for images in (torch.rand(0, 3, 8, 8), torch.full((2, 3, 8, 8), torch.nan)):
+        with pytest.raises(ValueError, match=f"images must be finite, and at least one; got {len(images)}"):
+            SpeedNet().whiten(images)
     with pytest.raises(ValueError, match="channels=0 must be at least 1"):
         SpeedNet(channels=0)
     for widths in [(64, 256), 64]:

@@ -168,11 +168,19 @@ def test_what_does_not_fit_is_named() -> None:
         tiny()(noisy(), T, torch.tensor([0, 1, 1]))
     with pytest.raises(TypeError, match=r"x must be of floating point; got torch\.uint8"):
         model(noisy().byte(), T)
-    with pytest.raises(TypeError, match=r"t must be int64; got torch\.bool"):
-        model(noisy(), T > 1)
+    for t in (T > 1, T / 1000):
+        with pytest.raises(TypeError, match=rf"t must be int64, steps of the noise schedule; got {t.dtype}"):
+            model(noisy(), t)
     for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):  # which leaves float64 as it is
         with context, pytest.raises(TypeError, match=r"x are torch\.float64 and the layer's weights torch\.float32"):
             model(noisy().double(), T)
+
+
+def test_shapes_are_known_without_numbers() -> None:
+    with torch.device("meta"):
+        model = UNet(base_channels=8, multipliers=(1, 2), attention_levels=(0,))
+        images, t = torch.empty(2, 3, 8, 8), torch.empty(2, dtype=torch.int64)
+        assert model(images, t).shape == images.shape
 
 
 def wide() -> UNet:
@@ -197,6 +205,20 @@ def test_accelerated_in_double_precision_it_ignores_an_autocast() -> None:
         expected = model(images, T)
         with model.accelerated():
             torch.testing.assert_close(model(images, T), expected)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_with_amx_bf16_is_convolved_directly_and_fp32_fast(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    monkeypatch.setattr("cifarkit.models.unet_parts.cpu_has_amx", lambda: amx)
+    model = wide()
+
+    def fast() -> bool:
+        with model.accelerated():
+            return any(getattr(part, "fast", None) is not None for part in model.modules())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast() is not amx
+    assert fast()
 
 
 def test_every_parameter_gets_a_gradient_within_acceleration_too() -> None:

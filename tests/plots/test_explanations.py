@@ -170,3 +170,10 @@ def test_writes_a_page_that_needs_no_other_file(tmp_path: Path) -> None:
 def test_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         explanations(**({"images": IMAGES, "attributions": MAPS} | change))
+
+
+def test_bytes_are_not_normalised_and_notes_may_name_prices() -> None:
+    images, maps = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {"saliency": torch.rand(1, 8, 8)}
+    with pytest.raises(ValueError, match="images are uint8, so they are not normalised; leave out mean and std"):
+        explanations(images, maps, mean=0.5, std=0.5)
+    explanations(images, maps, notes={"saliency": "from $_$ to $10"}).canvas.draw()

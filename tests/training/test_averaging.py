@@ -400,3 +400,45 @@ def test_a_misspelt_metric_of_an_average_is_named_once_it_averages(tmp_path: Pat
         fit(ExponentialMovingAverage(0.5), ModelCheckpoint(tmp_path, "val_accuracy_ema"), epochs=1)
     with pytest.raises(ValueError, match="monitor='val_accuracy_swa' is not among the metrics of this run"):
         fit(StochasticWeightAveraging(start=0.5), ModelCheckpoint(tmp_path / "b", "val_accuracy_swa"))
+
+
+@pytest.mark.parametrize("use", ["copy_to", "swapped"])
+def test_an_average_of_nothing_is_not_put_in_place_of_what_was_learnt(use: str) -> None:
+    average, task = StochasticWeightAveraging(start=0.9), make_task()
+    fit(average, task=task, max_steps=2)
+    before = copy.deepcopy(task)
+    uses = {"copy_to": average.copy_to, "swapped": lambda task: average.swapped(task).__enter__()}
+    with pytest.raises(ValueError, match="no weights have entered the average 'swa' yet"):
+        uses[use](task)
+    assert_equal_states(task, before)
+
+
+def test_a_network_of_two_names_is_swapped_under_both() -> None:
+    average, task = ExponentialMovingAverage(0.9), make_task()
+    task.net = task.model
+    fit(average, task=task)
+    raw = task.model
+    with average.swapped(task):
+        assert task.net is task.model is not raw
+    assert task.net is task.model is raw
+
+
+def test_no_batches_leave_batchnorm_as_it_was() -> None:
+    network = TinyNet()
+    network(torch.randn(4, 3, 4, 4))
+    before = copy.deepcopy(network)
+    with pytest.raises(ValueError, match="batches hold none; can they be iterated over only once"):
+        refresh_batchnorm(network, iter([]))
+    assert_equal_states(network, before)
+    assert network[1].momentum == before[1].momentum
+
+
+def test_a_rate_of_0_cannot_be_bent() -> None:
+    with pytest.raises(ValueError, match=r"lr of the first parameter group=0\.0 must be above 0"):
+        fit(StochasticWeightAveraging(swa_lr=0.1), task=make_task(0.0))
+
+
+def test_the_average_of_an_unknown_metric_is_named_in_the_first_epoch(tmp_path: Path) -> None:
+    for callback in (EarlyStopping("val_accuracy_swa", "max"), ModelCheckpoint(tmp_path, "val_accuracy_swa")):
+        with pytest.raises(ValueError, match="monitor='val_accuracy_swa' is not among the metrics"):
+            fit(callback, StochasticWeightAveraging(), epochs=100)

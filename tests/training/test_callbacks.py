@@ -350,7 +350,7 @@ def test_the_first_reason_to_stop_is_kept() -> None:
     assert weights.isfinite().all()
 
 
-@pytest.mark.parametrize("monitor", ["val_loss", "train_loss", "val_generator_loss"])
+@pytest.mark.parametrize("monitor", ["val_loss", "train_loss", "val_generator_loss", "val_loss_ema"])
 def test_a_mode_that_prefers_the_worst_is_warned_about(monitor: str) -> None:
     with pytest.warns(UserWarning, match=f"monitor='{monitor}' with mode='max' prefers the worst; give mode='min'"):
         EarlyStopping(monitor, "max")

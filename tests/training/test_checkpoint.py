@@ -303,6 +303,7 @@ def stub_run(
 ) -> SimpleNamespace:
     """Play an epoch for each value of the metric, after those that another callback has seen."""
     run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[], resumed=resumed is not None, callbacks=[callback])
+    run.last_checkpoint = str(callback.last_path)
     run.state_dict = lambda: {"epoch": run.epoch, "callbacks": callback.state_dict()}
     callback.on_fit_start(run)  # type: ignore[arg-type]
     if resumed is not None:
@@ -564,3 +565,22 @@ def test_auto_takes_the_checkpoint_that_has_trained_longer(tmp_path: Path) -> No
     (tmp_path / "b" / "last.pt").write_bytes(b"half")
     with pytest.warns(UserWarning, match=r"another checkpoint is gone on from, if one is sound: .*last\.pt"):
         assert find_checkpoint("auto", callbacks) == tmp_path / "a" / "last.pt"
+
+
+def test_a_run_from_elsewhere_takes_over_no_best_of_another(tmp_path: Path) -> None:
+    def fit(folder: str, epochs: int, **options: Any) -> ModelCheckpoint:
+        save = ModelCheckpoint(tmp_path / folder, "val_acc")
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+        task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+        batches = [(torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 0, 1]))]
+        Trainer(max_epochs=epochs, callbacks=[save], progress=False).fit(task, batches, batches, **options)
+        return save
+
+    fit("a", 1)
+    fit("b", 1)
+    with (
+        pytest.warns(UserWarning, match="b holds the checkpoints of another run, which this one will replace"),
+        pytest.warns(UserWarning, match=r"b does not hold best\.pt, one of the best of the run that goes on"),
+    ):
+        save = fit("b", 2, resume=tmp_path / "a")
+    assert load_checkpoint(save.best_path)["run"]["epoch"] == 2

@@ -194,6 +194,16 @@ def test_it_trains_without_labels() -> None:
     assert fit(task, precision="bf16-mixed").step == 12
 
 
+def test_it_trains_in_double_precision() -> None:
+    task = dcgan(augment=DifferentiableAugmentation())
+    task.double()
+    first, second = task.updates([IMAGES.double(), LABELS])
+    assert first.loss.isfinite()
+    assert second.loss.isfinite()
+    assert task.generate(torch.zeros(2, task.latent_dim), LABELS[:2]).dtype == torch.float64
+    assert task.inputs_of("generator", [IMAGES.double(), LABELS])[0].dtype == torch.float64
+
+
 def test_a_generator_on_a_gpu_is_asked_from_the_cpu() -> None:
     """No GPU is needed: fake tensors hold no numbers, but know where they are and refuse to meet others elsewhere."""
     task = make_task()

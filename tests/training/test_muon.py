@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifarkit.models import SpeedNet, resnet18
+from cifarkit.models import Discriminator, SpeedNet, resnet18
 from cifarkit.training.moments import require_optimizer_state
 from cifarkit.training.muon import Muon, muon_groups, orthogonalize
 
@@ -171,6 +171,16 @@ def test_closure_is_called_with_gradients_on() -> None:
 def test_what_is_no_network_is_named() -> None:
     with pytest.raises(TypeError, match=r"model is a str; give the torch\.nn\.Module"):
         muon_groups("resnet18")  # type: ignore[arg-type]
+
+
+def test_kernels_behind_a_spectral_norm_are_stepped() -> None:
+    model = Discriminator(base_channels=4, image_size=16, spectral_norm=True)
+    orthogonal = [item for group in muon_groups(model) if group.get("orthogonal", True) for item in group["params"]]
+    assert len(orthogonal) == sum(isinstance(layer, nn.Conv2d) for layer in model.modules()) - 1
+    optimizer, before = Muon(muon_groups(model)), [item.detach().clone() for item in orthogonal]
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    assert not any(torch.equal(item, old) for item, old in zip(orthogonal, before, strict=True))
 
 
 def test_refuses_what_it_cannot_step() -> None:

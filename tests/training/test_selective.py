@@ -88,6 +88,14 @@ def test_a_checkpoint_knows_how_many_batches_were_seen() -> None:
     assert other.batches_seen == 1
 
 
+def test_vectors_will_do() -> None:
+    model, proxy = nn.Linear(6, 2), nn.Linear(6, 2)
+    task = SelectiveTask(
+        model, torch.optim.SGD(model.parameters(), 0.1), proxy, torch.optim.SGD(proxy.parameters(), 0.1), keep=0.5
+    )
+    assert len(list(task.updates((torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))))) == 2
+
+
 def test_a_single_image_will_do() -> None:
     assert len(list(make_task(keep=0.01, proxy_share=0.01).updates((brightnesses(1), torch.zeros(1).long())))) == 2
 

@@ -144,6 +144,23 @@ def test_the_command_line_trains_with_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_on_the_command_line_rank_0_alone_needs_the_folder(tmp_path: Path) -> None:
+    script = tmp_path / "apart.py"
+    script.write_text(
+        "import os, sys; from cifarkit import commands; own = os.environ['RANK']; "
+        "os.makedirs(own, exist_ok=True); os.chdir(own); sys.exit(commands.main(sys.argv[1:]))"
+    )
+    for flags in (["--tiny", "--folder", "runs/two"], ["--tiny", "--folder", "runs/two"], ["--resume", "runs/two"]):
+        command = [*TORCHRUN, str(script), "train", *flags]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment(), check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0" / "runs" / "two" / "last.pt").exists()
+    assert not [*(tmp_path / "1").iterdir()]
+
+
+@pytest.mark.slow
 def test_the_processes_of_an_export_share_the_images(tmp_path: Path) -> None:
     flags = ["--tiny", "--folder", "out", "--batch-size", "4"]
     command = [*TORCHRUN, str(ROOT / "examples" / "generate_dataset.py"), *flags]

@@ -661,6 +661,12 @@ class Wrong(Task):
         (lambda loss: loss, TypeError, "updates must yield Update objects; got Tensor"),
         (lambda loss: Update(loss, "net"), ValueError, r"names the optimizer 'net'; the task has \['model'\]"),
         (lambda loss: Update(loss[None]), ValueError, r"a loss must be a scalar, .* got shape \(1,\)"),
+        (lambda loss: Update(loss.item()), TypeError, r"a loss must be a tensor, before \.item\(\); got float"),
+        (
+            lambda loss: Update(loss.detach()),
+            ValueError,
+            r"loss for the optimizer 'model' has no gradient: .* detached",
+        ),
         (lambda loss: Update(loss, metrics={"x": 0.5}), TypeError, "'train_x' must be a scalar tensor, .* got float"),
     ],
 )
@@ -827,3 +833,77 @@ def test_counts_of_samples_may_be_tensors_and_must_not_all_be_0() -> None:
     task.evaluate = lambda batch: {"acc": (0.0, torch.tensor(0))}
     with pytest.raises(ValueError, match="evaluate counted no samples for 'acc' in the whole loader"):
         Trainer(max_epochs=1).evaluate(task, batches_of(8, 4))
+
+
+def test_a_loader_that_is_used_up_is_named() -> None:
+    class Once:
+        def __init__(self) -> None:
+            self.batches = iter(batches_of(8, 8))
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.batches
+
+    with pytest.raises(ValueError, match="train_loader gives no batch in epoch 1; can it be iterated over only once"):
+        fit(Once(), max_steps=10)
+    with pytest.raises(ValueError, match="the loader to evaluate on gives no batch"):
+        fit(batches_of(8, 8), val_batches=Once(), max_epochs=2)
+
+
+def test_what_is_recorded_as_an_epoch_starts_belongs_to_its_row() -> None:
+    class Crop(Callback):
+        def on_epoch_start(self, run: Run) -> None:
+            run.record({"crop": 10 + run.epoch})
+
+    run = fit(batches_of(8, 8), max_epochs=3, callbacks=[Crop()])
+    assert [row["crop"] for row in run.history] == [10, 11, 12]
+
+
+@pytest.mark.parametrize("value", [[0.9, 0.8], {"cat": 0.9}])
+def test_what_is_no_number_flag_or_text_is_not_recorded(value: Any) -> None:
+    class Lists(Callback):
+        def on_epoch_end(self, run: Run) -> None:
+            run.record({"recall_by_class": value})
+
+    with pytest.raises(ValueError, match=r"metrics\['recall_by_class'\] is .*; it must be"):
+        fit(batches_of(8), max_epochs=1, callbacks=[Lists()])
+
+
+def test_a_text_among_the_accuracies_is_left_out_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Words(Callback):
+        def on_epoch_end(self, run: Run) -> None:
+            run.record({"best_acc": None, "acc_verdict": "fine"})
+
+    fit(batches_of(8), max_epochs=1, callbacks=[Words()], progress=True)
+    assert "epoch 1: train_loss" in capsys.readouterr().out
+
+
+def test_state_that_no_checkpoint_holds_is_named_at_the_start() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    model = nn.Sequential(nn.Flatten(), Extra(192, 10))
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(TypeError, match=r"model\.1\._extra_state of the task is a dict; a checkpoint holds tensors"):
+        fit(batches_of(8), task, max_epochs=1)
+
+
+def test_another_batch_size_within_an_epoch_of_a_foreign_loader_is_refused(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path)
+    fit(batches_of(8, 8, 8, 8), max_epochs=2, max_steps=3, callbacks=[save])
+    again = {"max_epochs": 2, "callbacks": [save], "progress": False}
+    with pytest.raises(
+        ValueError, match=r"made within an epoch of 4 batches, and train_loader has 8: .* batch size of"
+    ):
+        Trainer(**again).fit(tiny_task(), batches_of(*[4] * 8), resume=tmp_path)
+    assert Trainer(**again).fit(tiny_task(), batches_of(8, 8, 8, 8), resume=tmp_path).step == 8
+
+
+def test_a_fit_of_any_length_is_planned_at_once() -> None:
+    assert fit(batches_of(8, 8, 8), max_epochs=10**12, max_steps=1, accumulate_grad_batches={0: 1, 2: 2}).step == 1

@@ -99,3 +99,9 @@ def test_images_that_are_normalised_already_are_refused() -> None:
     parameters = torch.tensor([[NAMES.index("equalize"), 0.0]])
     with pytest.raises(ValueError, match=r"images must be in \[0, 1\] here; put Normalize behind TrivialAugment"):
         TrivialAugment().apply(torch.full((1, 3, 8, 8), -1.0), parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_operation_keeps_the_dtype(dtype: torch.dtype) -> None:
+    images = torch.rand(256, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert TrivialAugment()(images, Draws(0, 0, torch.arange(256))).dtype == dtype

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_callable, check_integer
-from cifarkit.inference import device_of
+from cifarkit.inference import device_of, dtype_of
 from cifarkit.labels import check_labels
 from cifarkit.seeding import Draws
 from cifarkit.training.task import Batch, Task, Update
@@ -96,14 +96,14 @@ class GANTask(Task):
 
         Labels are left out if it takes none.
         """
-        home = device_of(self.generator, latents.device)
-        images: Tensor = self.generator(*(part.to(home) for part in (latents, *self._taken(labels))))
+        home, dtype = device_of(self.generator, latents.device), dtype_of(self.generator, latents.dtype)
+        images: Tensor = self.generator(latents.to(home, dtype), *(part.to(home) for part in self._taken(labels)))
         return images.to(latents.device)
 
     def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
         """Return what a network is given for a batch, when an average of it measures its BatchNorm statistics."""
         images, labels = self._checked_batch(batch)
-        first = self._draws(images).normal(self.latent_dim) if network == "generator" else images
+        first = self._draws(images).normal(self.latent_dim).to(images.dtype) if network == "generator" else images
         return (first, *self._taken(labels))
 
     def _draws(self, images: Tensor) -> Draws:

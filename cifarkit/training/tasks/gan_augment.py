@@ -26,7 +26,8 @@ class DifferentiableAugmentation:
     Raises:
         ValueError: for an unknown kind or a share out of range.
     Shapes:
-        images (B, C, H, W) float in [-1, 1], draws of B samples -> (B, C, H, W); what is uncovered is 0.
+        images (B, C, H, W) float in [-1, 1], draws of B samples -> (B, C, H, W) of at least float32; what is uncovered
+        is 0.
     Source: Zhao et al. 2020, "Differentiable augmentation for data-efficient GAN training", section 3.2.
     """
 
@@ -39,7 +40,7 @@ class DifferentiableAugmentation:
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):  # moving multiplies matrices, which would round pixels
-            images = images.float()
+            images = images.to(torch.promote_types(images.dtype, torch.float32))
             if "color" in self.kinds:
                 images = change_color(images, draws)
             if "translation" in self.kinds:

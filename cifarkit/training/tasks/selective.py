@@ -77,7 +77,8 @@ class SelectiveTask(ClassificationTask):
             chosen = judged.topk(len(chosen)).indices
         self.batches_seen += 1
         yield Update(losses.mean(), "proxy", {"acc": accuracy(logits.detach(), labels[:learnt])})
-        kept = images[chosen].contiguous(memory_format=self.layout)  # indexing leaves that of the images
+        kept = images[chosen]
+        kept = kept.contiguous(memory_format=self.layout) if kept.dim() == 4 else kept  # indexing leaves that of images
         yield from super().updates((kept, labels[chosen]))
 
     @torch.no_grad()
