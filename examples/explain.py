@@ -59,6 +59,15 @@ seed_everything(0)
 train_set = load(train=True)
 test_set, (channels, *size) = load(train=False), train_set.image_shape
 names, normalize = list(test_set.classes), Normalize(*train_set.mean_std())
+asked = number_of(args.ask) if args.ask else None  # what is wrong is said before the training
+for index in args.index or []:
+    if not 0 <= index < len(test_set):
+        parser.error(f"--index {index}: the test images are numbered from 0 to {len(test_set) - 1}")
+wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
+places = [(test_set.labels == number_of(name)).nonzero()[:50, 0] for name in wanted]
+for name, place in zip(wanted, places, strict=True):
+    if args.index is None and not len(place):
+        parser.error(f"no test image is of class {name!r}; give --classes that have some, or --index")
 model: torch.nn.Module
 if args.model == "resnet18":
     model = models.resnet18(len(names), weights=args.weights, channels=channels)
@@ -80,21 +89,13 @@ if not args.weights:
 
 model.eval()
 indices = args.index
-for index in indices or []:
-    if not 0 <= index < len(test_set):
-        parser.error(f"--index {index}: the test images are numbered from 0 to {len(test_set) - 1}")
 if indices is None:  # of each class the first that is classified rightly, if one is
-    wanted = args.classes or [name for name in ("cat", "airplane", "ship") if name in names] or names[:3]
-    places = [(test_set.labels == number_of(name)).nonzero()[:50, 0] for name in wanted]
-    for name, place in zip(wanted, places, strict=True):
-        if not len(place):
-            parser.error(f"no test image is of class {name!r}; give --classes that have some, or --index")
     right = [predict(model, normalize(test_set.images[place])).argmax(1) == test_set.labels[place] for place in places]
     indices = [int(place[hits.int().argmax()]) for place, hits in zip(places, right, strict=True)]
 images, labels = test_set.images[indices], test_set.labels[indices]
 inputs = normalize(images)
 logits = predict(model, inputs)
-targets = torch.full_like(labels, number_of(args.ask)) if args.ask else logits.argmax(1)
+targets = logits.argmax(1) if asked is None else torch.full_like(labels, asked)
 maps, found = {}, {}
 attention = attention_rollout(model, inputs) if hasattr(model, "attention_maps") else None
 for method in args.methods or [name for name in METHODS if attention is None or name not in ("deep_lift", "grad_cam")]:

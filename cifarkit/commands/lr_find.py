@@ -34,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     add_data_flags(parser)
     flag = parser.add_argument
-    flag("--model", default="speednet", choices=list(_MODELS))
+    flag("--model", default="speednet", choices=list(_MODELS), help="with --tiny a small speednet whatever is said")
     flag("--batch-size", type=int, default=128)
     flag("--min-lr", type=float, default=1e-4)
     flag("--max-lr", type=float, default=10.0)
