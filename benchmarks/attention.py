@@ -219,8 +219,7 @@ def main() -> None:
         report.aim("65,536 nodes × 8 heads: below 4 s and 2 GB", found, seconds.high < 4 and used < 2e9)
     report.aim('never slower than method="dense" where "auto" sorts', f"at least {worst:.2f} × as fast", worst >= 1)
     path = destination(options, "attention")
-    report.publish(path)
-    if path is not None and not options.tiny:
+    if report.publish(path) and path is not None and not options.tiny:
         draw(times, path.parents[1] / "images" / "attention_growth.png")
 
 

@@ -271,8 +271,10 @@ def publish(args: argparse.Namespace, work: Path, study: dict[str, Any]) -> None
     picture = args.picture or (shown / f"{name}.png" if shown else None)
     if picture is None and (args.work or not args.tiny):
         picture = work.with_suffix(".png")
-    summarize(found, study, name, picture).publish(path)
-    for item in found:
+    written = summarize(found, study, name, None if shown else picture).publish(path)
+    if written and shown:
+        summarize(found, study, name, picture)
+    for item in found if written else ():
         if shown and "generator" in item:
             shutil.copyfile(item["generator"]["pairs"], shown / f"{name}-copies.png")
 

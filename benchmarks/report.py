@@ -117,8 +117,8 @@ class Report:
 
 
 def _names(report: Mapping[str, Any]) -> set[str]:
-    """Return the first cell of every row and every claim; errors are no figures."""
-    tables = [table for table in report["tables"] if table["title"] != FAILED]
+    """Return the names of all rows, which stand in their first cells, and all claims; errors are no figures."""
+    tables = [table for table in report["tables"] if table["title"] != FAILED and len(table["columns"]) > 1]
     return {row[0] for table in tables for row in table["rows"]} | {item["claim"] for item in report["targets"]}
 
 

@@ -133,8 +133,8 @@ def _compiler() -> Finding:
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
-    place = next((part for part in (folder, *folder.absolute().parents) if part.exists()), folder)  # it may be made yet
     try:
+        place = next(part for part in (folder, *folder.absolute().parents) if part.exists())  # it may be made yet
         with tempfile.TemporaryFile(dir=place):
             pass
         free = shutil.disk_usage(place).free

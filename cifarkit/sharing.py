@@ -66,22 +66,22 @@ def load_pretrained(constructor: Callable[..., Network], folder: str | Path, **c
     folder = Path(folder)
     config = read_config(folder)
     names = _argument_names(constructor)
-    arguments = {key: value for key, value in config.items() if names is None or key in names} | changes
+    arguments = {key: value for key, value in config.items() if key in names} | changes
     network = _build(lambda: constructor(**arguments), folder, changes)
     load_weights(network, folder / _WEIGHTS)
     return network.eval()
 
 
-def _argument_names(constructor: Callable[..., Any]) -> set[str] | None:
-    """Return the names a constructor takes, those that its ``**`` hands on to a base class too; None if any may be."""
+def _argument_names(constructor: Callable[..., Any]) -> set[str]:
+    """Return the names that a constructor takes, those that a class hands on to its bases by ``**`` as well."""
     names: set[str] = set()
     bases = constructor.__mro__[1:] if isinstance(constructor, type) else ()
     for part in (constructor, *(vars(base)["__init__"] for base in bases if "__init__" in vars(base))):
         parameters = inspect.signature(part).parameters.values()
         names |= {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
         if all(item.kind != item.VAR_KEYWORD for item in parameters):
-            return names - {"self"}
-    return names if bases else None  # a function may hand them on to anything
+            break
+    return names - {"self"}
 
 
 def _build(constructor: Callable[[], Network], folder: Path, changes: Mapping[str, Any]) -> Network:

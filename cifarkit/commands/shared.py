@@ -47,7 +47,7 @@ def load_images(args: argparse.Namespace, *, train: bool, classes: Sequence[str]
     Args:
         classes: those of a run, so that labels mean the same.
     Raises:
-        ValueError: if the flags do not fit, the images have other classes, or cannot be drawn.
+        ValueError: if the flags do not fit, or the images have other classes.
     """
     if args.size is not None and (args.data in data.NAMED or Path(args.data).is_file()):
         raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
@@ -57,10 +57,7 @@ def load_images(args: argparse.Namespace, *, train: bool, classes: Sequence[str]
         return data.load(args.data, **where, classes=classes)
     if not Path(args.data).exists():
         raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(data.NAMED)}")
-    whole = data.load(args.data, size=args.size, classes=classes)
-    if whole.image_shape[0] not in (1, 3):
-        raise ValueError(f"--data {args.data} has images of {whole.image_shape[0]} channels; 1 or 3 can be drawn")
-    images = whole.split(0.9, 0.1, seed=0)[0 if train else 1]
+    images = data.load(args.data, size=args.size, classes=classes).split(0.9, 0.1, seed=0)[0 if train else 1]
     return images.split(min(TINY, len(images)))[0] if args.tiny else images
 
 

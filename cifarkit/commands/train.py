@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--val {args.val:g} must be above 0 and below 1")
     seed_everything(args.seed)
     whole = load_images(args, train=True)
+    if whole.image_shape[0] not in (1, 3):  # which is said before the training, not at its end
+        raise ValueError(f"--data {args.data} has images of {whole.image_shape[0]} channels; 1 or 3 can be drawn")
     train_set, val_set = whole.split(1 - args.val, args.val)
     describe, fit = (
         (diffusion.describe, diffusion.fit) if args.recipe == "ddpm" else (describe_classifier, fit_classifier)

@@ -38,24 +38,26 @@ class SpectralNorm(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.register_buffer("left", F.normalize(torch.randn(len(weight)), dim=0))
-        self._seen: int | None = None  # the version of the weight that ``left`` was made for; None takes the next one
+        self._seen: tuple[int, int] | None = None  # which weight, and which version of it, was used last in training
         for _ in range(_FIRST_STEPS):
             self._iterate(weight.detach().flatten(1))
 
     def forward(self, weight: Tensor) -> Tensor:
         with no_autocast(weight):
             self.follow(weight)
+            if self.training:
+                self._seen = id(weight), weight._version
             matrix = weight.flatten(1)
             # For a unit vector left and right = M^T left over its length, left^T M right is the length of M^T left.
             largest: Tensor = torch.linalg.vector_norm(matrix.T @ self.left)
             return weight / largest
 
     def follow(self, weight: Tensor) -> None:
-        """Make the step that is due if the weight has changed, in training mode."""
-        if self.training and self._seen != weight._version:
-            if self._seen is not None:
+        """Make the step that is due, in training mode, if a weight has changed since it was used; others are new."""
+        if self.training and self._seen is not None and self._seen[0] == id(weight):
+            if self._seen[1] != weight._version:
                 self._iterate(weight.detach().flatten(1))
-            self._seen = weight._version
+            self._seen = id(weight), weight._version
 
     def _iterate(self, matrix: Tensor) -> None:
         # A new tensor, because the graph of an earlier loss may still hold the old one.

@@ -44,12 +44,14 @@ class WeightAveraging(Callback):
         self.network, self.batchnorm_samples = network, check_integer("batchnorm_samples", batchnorm_samples, 0)
         self.averaged: AveragedModel | None = None
         self.suffix = self.kind  # of the names of its metrics
+        self._run: Run | None = None
 
     def average_function(self) -> Any:
         """Return the ``multi_avg_fn`` of AveragedModel, or None for the equal average."""
         return None
 
     def on_fit_start(self, run: Run) -> None:
+        self._run = run
         self.averaged = AveragedModel(self._networks(run.task), multi_avg_fn=self.average_function())
         before = takewhile(lambda item: item is not self, run.callbacks)
         alike = sum(isinstance(item, WeightAveraging) and item.kind == self.kind for item in before)
@@ -68,7 +70,9 @@ class WeightAveraging(Callback):
             run.record({f"{name}_{self.suffix}": value for name, value in metrics.items()})
 
     def will_record(self, metric: str) -> bool:
-        return not self.updates and metric.startswith("val_") and metric.endswith(f"_{self.suffix}")
+        raw = metric.removesuffix(f"_{self.suffix}")
+        known = self._run is None or raw in self._run.metrics  # else a misspelt name would be told of much later
+        return not self.updates and raw != metric and raw.startswith("val_") and known
 
     @property
     def updates(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,32 +28,40 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tenso
     Raises:
         ValueError: if there is no batch; the statistics are then as before.
     """
+    if not _refreshed(network, batches):
+        raise ValueError("batches hold none; can they be iterated over only once?")
+
+
+def _refreshed(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> bool:
+    """Refresh a network, and tell whether there was a batch, or nothing to do."""
     train_unfrozen(network)
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
     layers = [layer for layer in layers if layer.track_running_stats]
-    batches = iter(batches if layers else ())
-    first = next(batches, None)
-    if layers and first is None:
-        network.eval()
-        raise ValueError("batches hold none; can they be iterated over only once?")
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # None makes BatchNorm keep the equal average over batches
+    momenta, begun = [layer.momentum for layer in layers], False
     try:
-        for inputs in chain(() if first is None else (first,), batches):
+        for inputs in batches if layers else ():
+            for layer in () if begun else layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # None makes BatchNorm keep the equal average over batches
+            begun = True
             network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         network.eval()
+    return begun or not layers
 
 
 def refresh_on_training_images(network: nn.Module, name: str, run: Run, samples: int) -> None:
     """Refresh a network, which has that name in the task of a run, on so many images of all ranks together."""
     own_share = -(-samples // world_size())
     with undisturbed(run.train_loader) as loader, iterating(loader) as batches, run.trainer.precision.autocast():
-        refresh_batchnorm(network, _inputs(run, name, batches, own_share))
+        if not _refreshed(network, _inputs(run, name, batches, own_share)):
+            warnings.warn(
+                f"train_loader gave no images to measure the BatchNorm statistics of the average of {name!r} on, so "
+                "its accuracy says nothing; can it be iterated over only once?",
+                stacklevel=2,
+            )
 
 
 def _inputs(run: Run, name: str, batches: Iterable[Any], samples: int) -> Iterator[tuple[Tensor, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,10 @@ def check_mode(mode: str, monitor: str | None = None) -> str:
     """
     if mode not in ("min", "max"):
         raise ValueError(f"mode={mode!r} is unknown; use 'min' for a loss or 'max' for an accuracy")
-    for word, best in (("loss", "min"), ("acc", "max")):  # val_loss_ema is a loss, too
-        if word in (monitor or "").split("_") and mode != best:
-            warnings.warn(f"monitor={monitor!r} with mode={mode!r} prefers the worst; give mode={best!r}", stacklevel=3)
+    raw = re.sub(r"_(ema|swa)(_\d+)?$", "", monitor or "")  # of which val_loss_ema is the average
+    likely = {"loss": "min", "acc": "max"}.get(raw.rpartition("_")[2], mode)
+    if likely != mode:
+        warnings.warn(f"monitor={monitor!r} with mode={mode!r} prefers the worst; give mode={likely!r}", stacklevel=3)
     return mode
 
 
@@ -91,8 +93,7 @@ def monitored_value(run: Run, monitor: str, advice: str = "") -> float | None:
     """
     if monitor in run.metrics:
         return run.metrics[monitor]
-    raw = not monitor.startswith("val_") or any(monitor.startswith(f"{name}_") for name in run.metrics)
-    if raw and any(callback.will_record(monitor) for callback in run.callbacks):
+    if any(callback.will_record(monitor) for callback in run.callbacks):
         return None
     names = ", ".join(sorted(run.metrics))
     raise ValueError(f"monitor={monitor!r} is not among the metrics of this run: {names}{advice and f'; {advice}'}")

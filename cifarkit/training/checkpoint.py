@@ -15,6 +15,7 @@ from cifarkit.files import remove_abandoned, shown, write_atomically
 from cifarkit.training.archive import load_checkpoint, write_checkpoint
 from cifarkit.training.callbacks import Callback, check_mode, monitored_value
 from cifarkit.training.compatibility import is_of_this_metric
+from cifarkit.training.contract import check_state
 from cifarkit.training.distributed import from_first_rank
 from cifarkit.training.weights import load_weights, save_weights
 
@@ -81,6 +82,7 @@ class ModelCheckpoint(Callback):
 
     def on_fit_start(self, run: Run) -> None:
         self.best = []
+        check_state(run.task)
         self._require_own_folder(run)
         from_first_rank(lambda: self._open_folder(run))
 
@@ -96,7 +98,15 @@ class ModelCheckpoint(Callback):
     def _open_folder(self, run: Run) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.folder)
-        if self.last_path.exists() and not self._goes_on(run):
+        if not self.last_path.exists() or self._goes_on(run):
+            return
+        if run.resumed:
+            warnings.warn(
+                f"{shown(self.folder)} holds a last.pt, which the run that goes on from {run.last_checkpoint} "
+                "will replace",
+                stacklevel=2,
+            )
+        else:
             warnings.warn(
                 f"{shown(self.folder)} holds the checkpoints of another run, which this one will replace; give each "
                 "run a folder of its own, as run_folder makes them, or continue with fit(resume='auto')",
@@ -106,7 +116,7 @@ class ModelCheckpoint(Callback):
     def _goes_on(self, run: Run) -> bool:
         """Tell whether the run was taken up from a folder of its own, and not from elsewhere into this one."""
         folders = [item.folder.resolve() for item in run.callbacks if isinstance(item, ModelCheckpoint)]
-        return run.resumed and Path(run.last_checkpoint or "").resolve().parent in folders
+        return run.resumed and Path(run.last_checkpoint or "").parent.resolve() in folders
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.step % self.every_n_steps == 0:
@@ -171,10 +181,7 @@ class ModelCheckpoint(Callback):
         self.best = best
 
     def on_resume(self, run: Run) -> None:
-        here = self._goes_on(run)  # else a file of that name would be another run's
-        missing = from_first_rank(
-            lambda: [name for _, name in self.best if not here or not (self.folder / name).is_file()]
-        )
+        missing = from_first_rank(lambda: [name for _, name in self.best if not self._holds(run, name)])
         if missing:
             self.best = [item for item in self.best if item[1] not in missing]
             warnings.warn(
@@ -182,6 +189,17 @@ class ModelCheckpoint(Callback):
                 "are chosen anew among those that follow",
                 stacklevel=2,
             )
+
+    def _holds(self, run: Run, name: str) -> bool:
+        """Tell whether a file is there, and of this run, which may have been taken up from elsewhere."""
+        path = self.folder / name
+        if self._goes_on(run) or not path.is_file():
+            return path.is_file()
+        try:
+            rows = load_checkpoint(path)["run"]["history"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return isinstance(rows, list) and rows == run.history[: len(rows)]
 
     def _own(self, name: str) -> str:
         """Return the name of a kept file if it is in the folder: what is dropped from the best is deleted."""

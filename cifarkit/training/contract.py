@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifarkit.training.task import Batch, Task, Update
@@ -30,9 +30,12 @@ def check_task(task: Task) -> Task:
 
 def check_state(task: Task) -> None:
     """Raise TypeError if a part of a task keeps something else than tensors by ``get_extra_state``."""
-    for name, item in task.state_dict().items():
-        if not isinstance(item, Tensor):
-            raise TypeError(f"{name} of the task is a {type(item).__name__}; a checkpoint holds tensors alone")
+    for name, module in task.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            state = module.get_extra_state()
+            if not isinstance(state, Tensor):
+                kind = f"{name} of the task keeps a {type(state).__name__} by get_extra_state"
+                raise TypeError(f"{kind}, and a checkpoint holds tensors alone; keep them in buffers")
 
 
 def stages_of(task: Task, batch: Batch) -> Iterator[Update]:

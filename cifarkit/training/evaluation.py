@@ -38,6 +38,7 @@ def evaluate(
     # Not inference_mode: a model that keeps a table made here could not use it in its next training step.
     sums: dict[str, list[Any]] = {}
     counts: dict[str, list[Any]] = {}
+    batches_seen = 0
     with (
         undisturbed(loader) as bystander,
         iterating(bystander) as batches,
@@ -45,6 +46,7 @@ def evaluate(
         torch.no_grad(),
     ):
         for batch in batches:
+            batches_seen += 1
             if guard is not None:
                 distributed.heed(guard)
             with autocast():
@@ -55,7 +57,7 @@ def evaluate(
     totals, samples = (
         distributed.add_up({name: _sum(parts) for name, parts in each.items()}) for each in (sums, counts)
     )
-    if not totals:
+    if not totals and not distributed.add_up({"batches": batches_seen})["batches"]:
         raise ValueError("the loader to evaluate on gives no batch; can it be iterated over only once?")
     if uncounted := [name for name, count in samples.items() if not count]:
         raise ValueError(f"{type(task).__name__}.evaluate counted no samples for {uncounted[0]!r} in the whole loader")

@@ -149,7 +149,7 @@ def muon_groups(
 def _kernel_of(layer: nn.Module) -> Tensor | None:
     """Return the parameter that a kernel is made from, as by spectral normalisation; None if there are several."""
     if not parametrize.is_parametrized(layer, "weight"):
-        return layer.get_parameter("weight")
+        return layer._parameters.get("weight", layer._parameters.get("weight_orig"))  # the latter of older hooks
     kernel: Tensor | None = getattr(layer.parametrizations["weight"], "original", None)  # type: ignore[index]
     return kernel
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.compatibility import require_own_parameters
 from cifarkit.training.config import describe
-from cifarkit.training.contract import check_state
 from cifarkit.training.distributed import require_alike
 from cifarkit.training.evaluation import to_device
 from cifarkit.training.kinds import NUMBER, as_number, require
@@ -68,7 +67,6 @@ class Run:
         self.parameters = list(task.parameters())
         self.unbounded = unbounded_buffers(task)  # which are left out where all must be finite
         require_own_parameters(task)
-        check_state(task)
         self.schedule = trainer.schedule
         self.step = self.epoch = self.images = 0
         self.batches = 0  # micro-batches of the running epoch that are used up
@@ -146,7 +144,7 @@ class Run:
         Within an epoch, as in ``on_step_end``, they are kept for its row, which is still to come.
 
         Raises:
-            ValueError: if one is no number, flag, text or tensor, or begins with ``train_`` or ``val_`` and no number.
+            ValueError: if one is no number, flag, text, tensor or None, or of ``train_`` or ``val_`` and no number.
         """
         numbers = {name: as_number(value) for name, value in metrics.items()}
         for name, number in numbers.items():

@@ -176,11 +176,13 @@ def _require_used(state: Mapping[str, Any], run: Run) -> None:
     batches, saved = state["run"]["batches"], state["loader"]
     samples = saved.get("samples") if saved is not None else None
     if batches and saved is None:
-        before = state["config"]["loader"].get("batches", run.batches_in_epoch)
-        if before != run.batches_in_epoch:
+        described = state["config"].get("loader")
+        before = described.get("batches") if isinstance(described, Mapping) else None
+        if before is not None and before != run.batches_in_epoch:
             raise ValueError(
-                f"the checkpoint was made within an epoch of {before} batches, and train_loader has "
-                f"{run.batches_in_epoch}: only cifarkit's loaders know where they were; give the batch size of then"
+                f"the checkpoint was made within an epoch of {before!r} batches, and train_loader has "
+                f"{run.batches_in_epoch}: only cifarkit's loaders know where they were; make the batches of all "
+                "processes together as large as then"
             )
     most, of = (samples, "used samples") if type(samples) is int else (run.batches_in_epoch, "batches in an epoch")
     if batches > most:

@@ -74,20 +74,37 @@ def test_a_loaded_layer_goes_on_like_the_saved_one() -> None:
     assert torch.equal(loaded(images), saved(images))
 
 
+def stepped() -> nn.Module:
+    """Return a layer whose weight has changed since its last pass, as where an optimizer steps last."""
+    torch.manual_seed(0)
+    layer = normalize_spectrum(nn.Linear(20, 10))
+    layer(torch.ones(1, 20))
+    with torch.no_grad():
+        layer.get_parameter("parametrizations.weight.original").add_(torch.randn(10, 20))
+    return layer
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_vector_saved_is_that_of_the_weight_saved_with_it(training: bool) -> None:
-    torch.manual_seed(0)
-    whole, images = normalize_spectrum(nn.Linear(20, 10)), torch.ones(1, 20)
-    whole(images)
-    with torch.no_grad():
-        whole.get_parameter("parametrizations.weight.original").add_(torch.randn(10, 20))  # as an optimizer steps last
-    saved, resumed = copy.deepcopy(whole), normalize_spectrum(nn.Linear(20, 10))
-    for layer in (whole, saved, resumed):
-        layer.train(training)
+    whole, saved, resumed = (layer.train(training) for layer in (stepped(), stepped(), stepped()))
+    before = vector(saved)
     resumed.load_state_dict(saved.state_dict())
-    expected = whole(images)  # of a run that saved nothing
-    assert torch.equal(saved(images), expected)
-    assert torch.equal(resumed(images), expected)
+    assert (vector(saved) is not before) == training
+    expected = whole(torch.ones(1, 20))  # of a run that saved nothing
+    assert torch.equal(saved(torch.ones(1, 20)), expected)
+    assert torch.equal(resumed(torch.ones(1, 20)), expected)
+
+
+def test_a_copy_saves_the_vector_of_its_original() -> None:
+    layer = normalize_spectrum(nn.Linear(20, 10))
+    layer(torch.ones(1, 20))
+    expected = copy.deepcopy(layer.state_dict())
+    twin = copy.deepcopy(layer)
+    for name, item in twin.state_dict().items():
+        assert torch.equal(item, expected[name])
+    with torch.no_grad():  # an average, which no pass in training mode has used
+        twin.get_parameter("parametrizations.weight.original").mul_(0.5)
+    assert torch.equal(twin.state_dict()["parametrizations.weight.0.left"], vector(layer))
 
 
 def test_the_gradient_is_that_of_the_normalised_weight() -> None:

@@ -366,3 +366,25 @@ def test_a_checkpoint_warns_of_the_wrong_mode_and_not_of_the_right_one(tmp_path:
         ModelCheckpoint(tmp_path, "val_acc")
         ModelCheckpoint(tmp_path)
         EarlyStopping("sharpness", "max")
+
+
+def test_a_callback_may_promise_a_metric_of_validation(tmp_path: Path) -> None:
+    class Distance(Callback):
+        def will_record(self, metric: str) -> bool:
+            return metric == "val_distance"
+
+        def on_epoch_end(self, run: Run) -> None:
+            if run.epoch == 2:
+                run.record({"val_distance": 1.0})
+
+    save = ModelCheckpoint(tmp_path, "val_distance", "min")
+    fit(Distance(), save, epochs=2)
+    assert save.best == [(1.0, "best.pt")]
+
+
+@pytest.mark.parametrize("monitor", ["val_acc_gap", "val_loss_acc_x", "acc_drop"])
+def test_a_mode_of_other_figures_is_not_questioned(monitor: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EarlyStopping(monitor, "min")
+        EarlyStopping(monitor, "max")

@@ -567,20 +567,36 @@ def test_auto_takes_the_checkpoint_that_has_trained_longer(tmp_path: Path) -> No
         assert find_checkpoint("auto", callbacks) == tmp_path / "a" / "last.pt"
 
 
-def test_a_run_from_elsewhere_takes_over_no_best_of_another(tmp_path: Path) -> None:
-    def fit(folder: str, epochs: int, **options: Any) -> ModelCheckpoint:
-        save = ModelCheckpoint(tmp_path / folder, "val_acc")
-        model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
-        task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
-        batches = [(torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 0, 1]))]
-        Trainer(max_epochs=epochs, callbacks=[save], progress=False).fit(task, batches, batches, **options)
-        return save
+def fit_into(folder: Path, epochs: int, **options: Any) -> ModelCheckpoint:
+    torch.manual_seed(0)
+    model, save = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), ModelCheckpoint(folder, "val_acc")
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    batches = [(torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 0, 1]))]
+    Trainer(max_epochs=epochs, callbacks=[save], progress=False).fit(task, batches, batches, **options)
+    return save
 
-    fit("a", 1)
-    fit("b", 1)
+
+def test_a_run_from_elsewhere_takes_over_no_best_of_another(tmp_path: Path) -> None:
+    fit_into(tmp_path / "a", 1)
+    fit_into(tmp_path / "b", 1)
     with (
-        pytest.warns(UserWarning, match="b holds the checkpoints of another run, which this one will replace"),
+        pytest.warns(UserWarning, match=r"b holds a last\.pt, which the run that goes on from .* will replace"),
         pytest.warns(UserWarning, match=r"b does not hold best\.pt, one of the best of the run that goes on"),
     ):
-        save = fit("b", 2, resume=tmp_path / "a")
+        save = fit_into(tmp_path / "b", 2, resume=tmp_path / "a")
     assert load_checkpoint(save.best_path)["run"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_run_from_a_backup_of_its_own_keeps_its_best(tmp_path: Path, link: bool) -> None:
+    save = fit_into(tmp_path / "a", 1)
+    backup = tmp_path / "backup.pt"
+    backup.write_bytes(save.last_path.read_bytes())
+    if link:
+        save.last_path.unlink()
+        save.last_path.symlink_to(backup)
+        again = fit_into(tmp_path / "a", 1, resume="auto")
+    else:
+        with pytest.warns(UserWarning, match=r"a holds a last\.pt, which the run that goes on from .* will replace"):
+            again = fit_into(tmp_path / "a", 1, resume=backup)
+    assert again.best == save.best

@@ -1,6 +1,7 @@
 """Muon: orthogonal steps for kernels, plain momentum for the rest."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -201,3 +202,12 @@ def test_a_refused_group_is_not_kept() -> None:
     with pytest.raises(ValueError, match="lr=-1 must be above 0"):
         optimizer.add_param_group({"params": [torch.ones(3, 3)], "lr": -1})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_kernels_that_older_hooks_form_are_sorted(norm: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3))
+    groups = muon_groups(model)
+    assert sum(len(group["params"]) for group in groups) == len([*model.parameters()])
+    Muon(groups)

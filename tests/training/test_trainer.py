@@ -880,7 +880,7 @@ def test_a_text_among_the_accuracies_is_left_out_of_the_line(capsys: pytest.Capt
     assert "epoch 1: train_loss" in capsys.readouterr().out
 
 
-def test_state_that_no_checkpoint_holds_is_named_at_the_start() -> None:
+def test_state_that_no_checkpoint_holds_is_named_at_the_start(tmp_path: Path) -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
             return {"seen": 1}
@@ -890,18 +890,29 @@ def test_state_that_no_checkpoint_holds_is_named_at_the_start() -> None:
 
     model = nn.Sequential(nn.Flatten(), Extra(192, 10))
     task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
-    with pytest.raises(TypeError, match=r"model\.1\._extra_state of the task is a dict; a checkpoint holds tensors"):
-        fit(batches_of(8), task, max_epochs=1)
+    fit(batches_of(8), task, max_epochs=1)
+    with pytest.raises(TypeError, match=r"model\.1 of the task keeps a dict by get_extra_state, and a checkpoint"):
+        fit(batches_of(8), task, max_epochs=1, callbacks=[ModelCheckpoint(tmp_path)])
 
 
 def test_another_batch_size_within_an_epoch_of_a_foreign_loader_is_refused(tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path)
     fit(batches_of(8, 8, 8, 8), max_epochs=2, max_steps=3, callbacks=[save])
     again = {"max_epochs": 2, "callbacks": [save], "progress": False}
-    with pytest.raises(ValueError, match=r"within an epoch of 4 batches, and train_loader has 8: .* batch size of"):
+    with pytest.raises(ValueError, match=r"within an epoch of 4 batches, and train_loader has 8: .* as large as then"):
         Trainer(**again).fit(tiny_task(), batches_of(*[4] * 8), resume=tmp_path)
     assert Trainer(**again).fit(tiny_task(), batches_of(8, 8, 8, 8), resume=tmp_path).step == 8
 
 
 def test_a_fit_of_any_length_is_planned_at_once() -> None:
     assert fit(batches_of(8, 8, 8), max_epochs=10**12, max_steps=1, accumulate_grad_batches={0: 1, 2: 2}).step == 1
+
+
+def test_a_task_may_have_no_metric_of_a_validation() -> None:
+    class Silent(ClassificationTask):
+        def evaluate(self, batch: Batch) -> dict[str, Any]:
+            return {}
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    task = Silent(model, torch.optim.SGD(model.parameters(), 0.1))
+    assert not any(name.startswith("val_") for name in fit(batches_of(8), task, batches_of(8), max_epochs=1).metrics)
