@@ -100,7 +100,7 @@ def _build(constructor: Callable[[], Network], folder: Path, changes: Mapping[st
 
 
 def _numbers_of(constructor: Callable[[], nn.Module]) -> int:
-    """Count a network's numbers without room for them; 0 if its constructor must see some, as spectral norm does."""
+    """Count a network's numbers without room for them; 0 if its constructor must see some."""
     try:
         with torch.device("meta"):
             sketch = constructor()

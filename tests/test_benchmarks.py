@@ -73,7 +73,9 @@ def test_a_part_of_a_study_replaces_no_published_report(
     path = tmp_path / "study.json"
 
     def publish(*names: str, claim: str = "fast", **options: Any) -> bool:
-        report = reports.Report("study", {}, tables=[reports.Table("figures", ["row"], [[name] for name in names])])
+        report = reports.Report(
+            "study", {}, tables=[reports.Table("figures", ["row", "x"], [[name, "1"] for name in names])]
+        )
         report.tables.append(reports.Table(reports.FAILED, ["row"], [[f"failed after {names}"]]))
         report.aim(claim, "1", met=True)
         return bool(report.publish(options.get("path", path)))

@@ -93,12 +93,12 @@ def _undo_normalisation(images: Tensor, mean: Any, std: Any) -> Tensor:
         raise ValueError("mean and std must both be given, or neither")
     if mean is None or not isinstance(images, Tensor) or images.dim() != 4:
         return images  # to_pixels says what is wrong
-    if images.dtype == torch.uint8:
-        raise ValueError("images are uint8, so they are not normalised; leave out mean and std")
     numbers = {"mean": check_numbers("mean", mean), "std": check_numbers("std", std, 0, above=True)}
     for name, values in numbers.items():
         if len(values) not in (1, images.shape[1]):
             raise ValueError(f"{name} has {len(values)} values but images has {images.shape[1]} channels")
+    if images.dtype == torch.uint8:
+        raise ValueError("images are uint8, so they are not normalised; leave out mean and std")
     shift, factor = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in numbers.values())
     return images.detach().cpu().double() * factor + shift
 

@@ -61,17 +61,13 @@ class Meters:
         on_one = [mean.to(device, torch.float32) for mean in means]
         values = torch.stack(on_one).tolist() if on_one else []  # the only wait for the device
         everyones = chain(*gather([*zip(names, values, samples_of, steps, strict=True)]))
-        first: NonFiniteLossError | None = None
         for name, value, samples, step in sorted(everyones, key=itemgetter(3)):
             if name.endswith("loss") and not math.isfinite(value):
-                first = first or NonFiniteLossError(f"{name} is {value} at step {step}", step)
-                continue  # whoever goes on all the same keeps the rest
+                raise NonFiniteLossError(f"{name} is {value} at step {step}", step)
             for sums in (self.interval, self.epoch):
                 total = sums.setdefault(name, [0.0, 0])
                 total[0] += value * samples
                 total[1] += samples
-        if first is not None:
-            raise first
 
     def end_interval(self) -> dict[str, float]:
         """Return the means since the last call and start a new interval."""

@@ -303,7 +303,7 @@ def test_one_logit_is_a_chance_by_the_sigmoid() -> None:
             return images.mean((1, 2, 3))[:, None]
 
     images = torch.full((1, 3, 4, 4), 2.0)
-    curve = deletion_curve(Binary(), images, 0, torch.rand(1, 4, 4), baselines=torch.zeros_like(images), steps=2)
+    curve = deletion_curve(Binary(), images, 0, torch.rand(1, 4, 4), baseline=0.0, steps=2)
     assert curve.scores[0, 0] == pytest.approx(torch.tensor(2.0).sigmoid().item())
     assert curve.scores[0, -1] == pytest.approx(0.5)
 

@@ -303,7 +303,7 @@ def stub_run(
 ) -> SimpleNamespace:
     """Play an epoch for each value of the metric, after those that another callback has seen."""
     run = SimpleNamespace(epoch=0, step=0, metrics={}, history=[], resumed=resumed is not None, callbacks=[callback])
-    run.last_checkpoint = str(callback.last_path)
+    run.last_checkpoint, run.task = str(callback.last_path), nn.Module()
     run.state_dict = lambda: {"epoch": run.epoch, "callbacks": callback.state_dict()}
     callback.on_fit_start(run)  # type: ignore[arg-type]
     if resumed is not None:

@@ -31,15 +31,6 @@ def test_reading_often_changes_nothing() -> None:
     assert often.epoch_means() == once.epoch_means()
 
 
-def test_a_loss_that_is_not_finite_takes_nothing_else_with_it() -> None:
-    meters = Meters()
-    for step, value in enumerate([1.0, math.nan, 3.0]):
-        meters.add("train_loss", torch.tensor(value), 4, step)
-    with pytest.raises(NonFiniteLossError, match="train_loss is nan at step 1"):
-        meters.flush()
-    assert meters.epoch_means() == {"train_loss": 2.0}
-
-
 def test_one_transfer_reads_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     tolist = Tensor.tolist

@@ -877,7 +877,7 @@ def test_a_text_among_the_accuracies_is_left_out_of_the_line(capsys: pytest.Capt
             run.record({"best_acc": None, "acc_verdict": "fine"})
 
     fit(batches_of(8), max_epochs=1, callbacks=[Words()], progress=True)
-    assert "epoch 1: train_loss" in capsys.readouterr().out
+    assert "epoch 0: train_loss" in capsys.readouterr().out
 
 
 def test_state_that_no_checkpoint_holds_is_named_at_the_start(tmp_path: Path) -> None:
