@@ -134,7 +134,8 @@ def _compiler() -> Finding:
 
 def _folder(folder: Path) -> Iterator[Finding]:
     try:
-        place = next(part for part in (folder, *folder.absolute().parents) if part.exists())  # it may be made yet
+        places = [part for part in (folder, *folder.absolute().parents) if part.exists()]
+        place = next(iter(places), folder)  # the folder may be yet to be made
         with tempfile.TemporaryFile(dir=place):
             pass
         free = shutil.disk_usage(place).free

@@ -379,7 +379,8 @@ def test_images_that_cannot_be_drawn_or_have_other_classes_are_refused(
 def test_a_run_finds_data_that_were_moved() -> None:
     settings = {"flags": {"root": "old", "download": False, "data": "cifar10"}}
     assert shared.recorded_flags(settings).root == "old"
-    assert shared.recorded_flags(settings, argparse.Namespace(root="data", download=False)).root == "old"
+    assert shared.recorded_flags(settings, argparse.Namespace(root=None, download=False)).root == "old"
+    assert shared.recorded_flags(settings, argparse.Namespace(root="data", download=False)).root == "data"
     moved = shared.recorded_flags(settings, argparse.Namespace(root="new", download=True, data="shapes"))
     assert (moved.root, moved.download, moved.data) == ("new", True, "cifar10")
 

@@ -34,7 +34,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say which images to take."""
     flag = parser.add_argument
     flag("--data", default="shapes", help="shapes, cifar10, cifar100, a .npz file or a folder with one folder a class")
-    flag("--root", default=_ROOT, help=f"where CIFAR lies (default: {_ROOT})")
+    flag("--root", help=f"where CIFAR lies (default: {_ROOT})")
     flag("--size", type=int, help="pixels of a side, to resize the pictures of a folder to")
     flag("--download", action="store_true", help="fetch CIFAR if it is not there")
     flag("--seed", type=int, default=0)
@@ -53,7 +53,7 @@ def load_images(args: argparse.Namespace, *, train: bool, classes: Sequence[str]
         raise ValueError(f"--size {args.size} is for a folder of pictures; leave it out for --data {args.data}")
     if args.data in data.NAMED:
         count = TINY if args.tiny else None
-        where = {"root": args.root, "train": train, "download": args.download, "count": count}
+        where = {"root": args.root or _ROOT, "train": train, "download": args.download, "count": count}
         return data.load(args.data, **where, classes=classes)
     if not Path(args.data).exists():
         raise ValueError(f"--data {args.data}: no such file or folder; give one, or {', '.join(data.NAMED)}")
@@ -156,7 +156,7 @@ def flags_of(args: argparse.Namespace) -> dict[str, Any]:
 def recorded_flags(settings: dict[str, Any], args: argparse.Namespace | None = None) -> argparse.Namespace:
     """Return the flags that a run was started with, but for where its data lie now, if args say so."""
     moved = {name: getattr(args, name, None) for name in ("root", "download")}
-    moved = {name: value for name, value in moved.items() if value and value != _ROOT}
+    moved = {name: value for name, value in moved.items() if value}
     return argparse.Namespace(**(_LATER_FLAGS | settings["flags"] | moved))
 
 

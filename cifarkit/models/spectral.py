@@ -21,7 +21,7 @@ def normalize_spectrum(layer: Layer) -> Layer:
 
     A step of the power iteration is made when the layer is in training mode and the weight has changed, so that
     micro-batches of one update see the same network. ``torch.nn.utils.parametrizations.spectral_norm`` makes one each
-    time the weight is used.
+    time the weight is used. A copy of the layer begins as if the step for its weight had been made.
 
     Source: Miyato et al. 2018, "Spectral normalization for generative adversarial networks", algorithm 1.
     """

@@ -44,20 +44,21 @@ class WeightAveraging(Callback):
         self.network, self.batchnorm_samples = network, check_integer("batchnorm_samples", batchnorm_samples, 0)
         self.averaged: AveragedModel | None = None
         self.suffix = self.kind  # of the names of its metrics
-        self._run: Run | None = None
+        self._raw: frozenset[str] | None = None  # names of the metrics of the last epoch
 
     def average_function(self) -> Any:
         """Return the ``multi_avg_fn`` of AveragedModel, or None for the equal average."""
         return None
 
     def on_fit_start(self, run: Run) -> None:
-        self._run = run
+        self._raw = None
         self.averaged = AveragedModel(self._networks(run.task), multi_avg_fn=self.average_function())
         before = takewhile(lambda item: item is not self, run.callbacks)
         alike = sum(isinstance(item, WeightAveraging) and item.kind == self.kind for item in before)
         self.suffix = f"{self.kind}_{alike + 1}" if alike else self.kind
 
     def on_epoch_end(self, run: Run) -> None:
+        self._raw = frozenset(run.metrics)
         if not self.updates:
             return
         lay_out(self._averaged_networks(), run.task.layout)  # which may have changed since the fit began
@@ -71,7 +72,7 @@ class WeightAveraging(Callback):
 
     def will_record(self, metric: str) -> bool:
         raw = metric.removesuffix(f"_{self.suffix}")
-        known = self._run is None or raw in self._run.metrics  # else a misspelt name would be told of much later
+        known = self._raw is None or raw in self._raw  # else a misspelt name would be told of much later
         return not self.updates and raw != metric and raw.startswith("val_") and known
 
     @property

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cifarkit.training.run import Run
 
 
-@torch.no_grad()
 def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
     """Measure anew the BatchNorm statistics of a network, averaged equally over batches of images.
 
@@ -32,6 +31,7 @@ def refresh_batchnorm(network: nn.Module, batches: Iterable[Tensor | tuple[Tenso
         raise ValueError("batches hold none; can they be iterated over only once?")
 
 
+@torch.no_grad()
 def _refreshed(network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> bool:
     """Refresh a network, and tell whether there was a batch, or nothing to do."""
     train_unfrozen(network)
@@ -59,7 +59,7 @@ def refresh_on_training_images(network: nn.Module, name: str, run: Run, samples:
         if not _refreshed(network, _inputs(run, name, batches, own_share)):
             warnings.warn(
                 f"train_loader gave no images to measure the BatchNorm statistics of the average of {name!r} on, so "
-                "its accuracy says nothing; can it be iterated over only once?",
+                "they stay those of the raw network; can it be iterated over only once?",
                 stacklevel=2,
             )
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class ModelCheckpoint(Callback):
     Raises:
         ValueError: for a misspelt mode, a count below 1, a folder that is a file, two that would write best.pt into one
             folder, and at the first epoch for an unknown metric.
+        TypeError: at the start, if the task keeps something else than tensors by ``get_extra_state``.
         OSError: while saving; a failed save ends the run rather than being passed over.
     """
 
@@ -116,7 +117,8 @@ class ModelCheckpoint(Callback):
     def _goes_on(self, run: Run) -> bool:
         """Tell whether the run was taken up from a folder of its own, and not from elsewhere into this one."""
         folders = [item.folder.resolve() for item in run.callbacks if isinstance(item, ModelCheckpoint)]
-        return run.resumed and Path(run.last_checkpoint or "").parent.resolve() in folders
+        path = Path(run.last_checkpoint or "")
+        return run.resumed and not {path.parent.resolve(), path.resolve().parent}.isdisjoint(folders)
 
     def on_step_end(self, run: Run) -> None:
         if self.every_n_steps and run.step % self.every_n_steps == 0:
@@ -196,10 +198,11 @@ class ModelCheckpoint(Callback):
         if self._goes_on(run) or not path.is_file():
             return path.is_file()
         try:
-            rows = load_checkpoint(path)["run"]["history"]
+            saved = load_checkpoint(path)["run"]
+            rows = _ends(saved["history"])[: saved["epoch"]]  # not that of a part of an epoch, which may have been done
+            return rows == _ends(run.history)[: len(rows)]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return isinstance(rows, list) and rows == run.history[: len(rows)]
 
     def _own(self, name: str) -> str:
         """Return the name of a kept file if it is in the folder: what is dropped from the best is deleted."""
@@ -208,6 +211,11 @@ class ModelCheckpoint(Callback):
             where = shown(self.folder)
             raise ValueError(f"the checkpoint counts {name!r} among the best files, which is none in {where}")
         return name
+
+
+def _ends(history: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return what tells the epochs of one run from those of another."""
+    return [(row["epoch"], row["step"], row["seconds"]) for row in history]
 
 
 def explain_resuming(callbacks: Sequence[Callback]) -> str:

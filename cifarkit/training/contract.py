@@ -34,7 +34,7 @@ def check_state(task: Task) -> None:
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             state = module.get_extra_state()
             if not isinstance(state, Tensor):
-                kind = f"{name} of the task keeps a {type(state).__name__} by get_extra_state"
+                kind = f"{name or type(task).__name__} of the task keeps a {type(state).__name__} by get_extra_state"
                 raise TypeError(f"{kind}, and a checkpoint holds tensors alone; keep them in buffers")
 
 

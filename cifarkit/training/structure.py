@@ -181,8 +181,8 @@ def _require_used(state: Mapping[str, Any], run: Run) -> None:
         if before is not None and before != run.batches_in_epoch:
             raise ValueError(
                 f"the checkpoint was made within an epoch of {before!r} batches, and train_loader has "
-                f"{run.batches_in_epoch}: only cifarkit's loaders know where they were; make the batches of all "
-                "processes together as large as then"
+                f"{run.batches_in_epoch}: only loaders with a state_dict know where they were; give one of as many "
+                "batches as then, or start anew from the weights by cifarkit.load_weights"
             )
     most, of = (samples, "used samples") if type(samples) is int else (run.batches_in_epoch, "batches in an epoch")
     if batches > most:

@@ -442,3 +442,13 @@ def test_the_average_of_an_unknown_metric_is_named_in_the_first_epoch(tmp_path: 
     for callback in (EarlyStopping("val_accuracy_swa", "max"), ModelCheckpoint(tmp_path, "val_accuracy_swa")):
         with pytest.raises(ValueError, match="monitor='val_accuracy_swa' is not among the metrics"):
             fit(callback, StochasticWeightAveraging(), epochs=100)
+
+
+def test_batchnorm_statistics_are_measured_without_gradients() -> None:
+    task, seen = make_task(), []
+    task.model[0].register_forward_hook(lambda layer, *_: seen.append((layer.training, torch.is_grad_enabled())))
+    fit(ExponentialMovingAverage(0.9), task=task)
+    assert (True, False) in seen  # the copy of the average, in training mode
+    average = ExponentialMovingAverage(0.9)
+    fit(average, task=make_task())
+    assert not any(isinstance(value, Run) for value in vars(average).values())

@@ -587,6 +587,7 @@ def test_a_run_from_elsewhere_takes_over_no_best_of_another(tmp_path: Path) -> N
     assert load_checkpoint(save.best_path)["run"]["epoch"] == 2
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("link", [False, True])
 def test_a_run_from_a_backup_of_its_own_keeps_its_best(tmp_path: Path, link: bool) -> None:
     save = fit_into(tmp_path / "a", 1)

@@ -899,7 +899,9 @@ def test_another_batch_size_within_an_epoch_of_a_foreign_loader_is_refused(tmp_p
     save = ModelCheckpoint(tmp_path)
     fit(batches_of(8, 8, 8, 8), max_epochs=2, max_steps=3, callbacks=[save])
     again = {"max_epochs": 2, "callbacks": [save], "progress": False}
-    with pytest.raises(ValueError, match=r"within an epoch of 4 batches, and train_loader has 8: .* as large as then"):
+    with pytest.raises(
+        ValueError, match=r"within an epoch of 4 batches, and train_loader has 8: .* as many batches as"
+    ):
         Trainer(**again).fit(tiny_task(), batches_of(*[4] * 8), resume=tmp_path)
     assert Trainer(**again).fit(tiny_task(), batches_of(8, 8, 8, 8), resume=tmp_path).step == 8
 
