@@ -42,7 +42,7 @@ chosen = dataclasses.asdict(recipes.DDPM[args.recipe])
 chosen |= {name: value for name, value in vars(args).items() if name in chosen and value is not None}
 recipe = recipes.DiffusionRecipe(**chosen)
 if args.tiny:
-    recipe, args.epochs, args.every = recipe.tiny(), 1, 1
+    recipe, args.epochs, args.every, args.minutes = recipe.tiny(), 1, 1, None
 
 seed_everything(args.seed)
 images = data.load(args.data, root=args.root, download=args.download, count=300 if args.tiny else None)
