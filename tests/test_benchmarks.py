@@ -1,6 +1,5 @@
 """What all benchmarks share: turns, ratios, intervals, and a report that no part of a study replaces."""
 
-import importlib
 import json
 import math
 import statistics
@@ -12,16 +11,9 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="some benchmarks lock files as POSIX systems do")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Student's two-sided 95 % quantiles in closed form: of 1, 2 and 4 degrees of freedom.
 ONE, TWO = math.tan(0.475 * math.pi), 0.95 / math.sqrt(2 * 0.975 * 0.025)
 FOUR = 2 * math.sqrt(math.cos(math.acos(math.sqrt(4 * 0.975 * 0.025)) / 3) / math.sqrt(4 * 0.975 * 0.025) - 1)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import signal
@@ -20,14 +19,7 @@ import cifarkit
 from cifarkit.training.archive import write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the benchmarks lock files as POSIX systems do")
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STUDY: dict[str, Any] = {"tiny": False, "data": "CIFAR-10", "few": 500, "samples": 5000, "test_images": 5000}
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,22 +1,10 @@
 """The work files of the speed benchmarks: a training by another recipe than today's is not taken for one of it."""
 
-import importlib
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from cifarkit import recipes
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module
 
 
 def test_each_arm_has_a_recipe_but_the_peer(load: Any) -> None:

@@ -107,7 +107,9 @@ class WeightAveraging(Callback):
 
     def _require_updates(self) -> None:
         if not self.updates:
-            raise ValueError(f"no weights have entered the average {self.suffix!r} yet; it would be those of the start")
+            raise ValueError(
+                f"no weights have entered the average {self.suffix!r} yet; train longer, or let it begin sooner"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         if self.averaged is None:
