@@ -133,7 +133,7 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
     few = images[:_COMPARED].to(weight.device, weight.dtype)  # in bf16 for a network in bf16
     original = EitherLayout(model)
     with torch.autocast(few.device.type, enabled=False):
-        expected = original(few)
+        expected = original(few.clone())  # which the model may change in place
         if original.layout is torch.contiguous_format:  # which a copy made before is not in
             return model
         if not isinstance(expected, Tensor):  # which is said when it is asked
@@ -145,7 +145,7 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
 
 def _average_views(network: EitherLayout, images: Tensor, views: int) -> Tensor:
     def classify(batch: Tensor) -> Tensor:
-        logits = network(batch)
+        logits = network(batch.clone(memory_format=torch.channels_last))  # a model may change its images in place
         if not isinstance(logits, Tensor):
             raise TypeError(f"model returns a {type(logits).__name__}; it must return logits (B, K), a tensor")
         return logits

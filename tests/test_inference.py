@@ -282,3 +282,24 @@ def test_a_model_that_returns_no_tensor_is_named(count: int) -> None:
     for views in (1, 2):
         with pytest.raises(TypeError, match=r"model returns a tuple; it must return logits \(B, K\), a tensor"):
             predict(model, photos(count), views=views)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("count", [3, 600])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_that_works_in_place_leaves_the_images_alone(channels: int, count: int, views: int) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(channels), nn.Linear(64 * channels, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.norm(images.sub_(0.5)).flatten(1))
+            return logits
+
+    model, images = InPlace(), photos(count)[:, :channels]
+    expected = [model.eval()(view.clone()).detach() for view in (images, images.flip(3))[:views]]
+    before = images.clone()
+    found = predict(model, images, views=views, precision="fp32")
+    torch.testing.assert_close(found, torch.stack(expected).mean(0))
+    assert torch.equal(images, before)

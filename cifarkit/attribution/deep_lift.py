@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cifarkit.attribution.question import Question, compute_logits
 from cifarkit.attribution.rewriting import separate_nonlinearities, without_rule
+from cifarkit.attribution.wrappers import unwrapped
 from cifarkit.checks import check_number
 
 _ALIKE = 1e-3  # share of the largest logit by which the logits of the rewritten copy may differ
@@ -71,7 +72,7 @@ class _Logits(nn.Module):
 
 def _prepare(question: Question, starts: Tensor, rewrite: bool) -> tuple[nn.Module, bool]:
     """Return a copy of the model, and whether it could be rewritten; DeepLift leaves things behind in a network."""
-    model = getattr(question.model, "_orig_mod", question.model)  # what torch.compile wraps
+    model = unwrapped(question.model)
     network = separate_nonlinearities(model) if rewrite else None
     if network is not None:
         few = torch.cat([question.images[:1], starts[:1]])

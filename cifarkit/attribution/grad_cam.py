@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from operator import gt
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from cifarkit.attribution.feature_maps import FIRST, UNKNOWN, Outputs, channels_first, find_layouts
 from cifarkit.attribution.question import Question, compute_logits
+from cifarkit.attribution.wrappers import uncompiled, unwrapped
 
 
 def grad_cam(
@@ -32,17 +34,25 @@ def grad_cam(
             dimension.
     Source: Selvaraju et al. 2016, arXiv 1610.02391, equations 1 and 2; Captum's LayerGradCam.
     """
-    from captum.attr import LayerAttribution, LayerGradCam
-
     if interpolation not in ("bilinear", "nearest", "bicubic"):
         raise ValueError(f"interpolation={interpolation!r} is unknown; use 'bilinear', 'nearest' or 'bicubic'")
+    network = unwrapped(question.model)
+    question = replace(question, model=network, network=network)
+    with uncompiled(network):
+        return _maps(question, layer, bool(relu), interpolation)
+
+
+def _maps(question: Question, layer: Any, relu: bool, interpolation: str) -> Tensor:
+    from captum.attr import LayerAttribution, LayerGradCam
+
     chosen, layout = _find_layer(question, layer)
     sides, maps = tuple(question.images.shape[2:]), []
     with channels_first(chosen, layout) as features:
         method = LayerGradCam(question.forward, features)
         for images, targets in question.batches(question.max_batch):
-            coarse = method.attribute(images, target=targets, relu_attributions=bool(relu)).detach()  # (B, 1, h, w)
+            coarse = method.attribute(images, target=targets, relu_attributions=relu).detach()  # (B, 1, h, w)
             fine = LayerAttribution.interpolate(coarse.to(images.dtype), sides, interpolation)
+            fine = fine.clamp(min=0) if relu else fine  # bicubic swings below 0
             maps.append(fine.expand_as(images))
     return torch.cat(maps)
 

@@ -18,6 +18,7 @@ from cifarkit.attribution.scoring import (
     check_max_batch,
     check_targets,
 )
+from cifarkit.attribution.wrappers import unwrapped
 from cifarkit.checks import check_integer, check_number
 from cifarkit.inference import device_of
 from cifarkit.seeding import RngState
@@ -108,7 +109,7 @@ def randomization_check(
         TypeError, ValueError: for a wrong argument, or a model without weights.
     Source: Adebayo et al. 2018, "Sanity checks for saliency maps", section 3, cascading randomisation.
     """
-    images, size = check_images(images), check_max_batch(max_batch)
+    images, size, model = check_images(images), check_max_batch(max_batch), unwrapped(model)
     stages = None if stages is None else check_integer("stages", stages, 1)
     limit, seed = check_number("limit", limit, 0, 1, above=True), check_integer("seed", seed)
     explain = explainer(method, max_batch, seed, _by_name(model, options))

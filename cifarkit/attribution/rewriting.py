@@ -145,9 +145,9 @@ def _function_rule(node: fx.Node) -> nn.Module | None:
         return own
     if name not in _POINTWISE_NAMES:
         return None
-    if isinstance(node.target, str):
-        return Rescale(_with(getattr(Tensor, name), others, settings))
-    return Rescale(_with(node.target, others, settings))
+    homes = [Tensor] if isinstance(node.target, str) else [F, torch]
+    function = next(getattr(home, name) for home in homes if hasattr(home, name))  # not in place: without "_"
+    return Rescale(_with(function, others, settings))
 
 
 def _with(function: Any, others: tuple[Any, ...], settings: dict[str, Any]) -> Callable[[Tensor], Any]:

@@ -66,18 +66,24 @@ def check_model(model: Any) -> None:
 
 
 def first_logits(model: nn.Module, image: Tensor) -> Tensor:
-    """Return logits (1, K) of one image (1, C, H, W), or say what does not fit.
+    """Return logits (1, K) of one image (1, C, H, W), which stays as it is, or say what does not fit.
 
     Raises:
-        ValueError: if the model fails, or returns anything else.
+        ValueError: if the model fails, returns anything else, or changes its images.
     """
+    given = image.clone()
     try:
-        logits = model(image)
+        logits = model(given)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         wanted = f"the model fails on images of shape (C, H, W) = {tuple(image.shape[1:])}; give them as in training"
         wrapped = ", and wrap a model that takes more than images in a module that takes them alone"
         message = f"{wanted}{wrapped if isinstance(error, TypeError) else ''}. It says: {error}"
         raise ValueError(message) from error
+    if not torch.equal(given, image):
+        raise ValueError(
+            "the model changes its images in place, so every pass would see others; let its forward pass make new "
+            "ones, as in images = images - mean instead of images.sub_(mean)"
+        )
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1:
         return logits
     if isinstance(logits, Tensor):

@@ -57,6 +57,7 @@ FUNCTIONS = {
     "mish": F.mish,
     "hardswish": F.hardswish,
     "leaky_relu with a setting": lambda x: F.leaky_relu(x, 0.3),
+    "functions in place": lambda x: torch.clamp_(F.elu_(F.leaky_relu_(x, 0.3)), -0.2, 0.5),
     "softplus": F.softplus,
     "clamp": lambda x: x.clamp(-0.2, 0.5),
     "square and abs": lambda x: x.square() + x.abs(),

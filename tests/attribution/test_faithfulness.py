@@ -209,6 +209,13 @@ def test_the_model_stays_as_it_was(curve: Callable[..., FaithfulnessCurve]) -> N
     assert torch.equal(model[3].weight.grad, torch.ones(3, 48))
 
 
+class Shifting(Linear):
+    """Takes the mean off its images in place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5))
+
+
 class Wrapped(nn.Module):
     """Returns its logits in something else."""
 
@@ -246,6 +253,7 @@ def test_a_curve_reads_as_one_line() -> None:
     [
         ({"model": photos}, TypeError, "model is a function; give a torch.nn.Module"),
         ({"model": nn.Conv2d(3, 3, 1)}, ValueError, r"to logits \(B, K\); for one image it returned \(1, 3, 4, 4\)"),
+        ({"model": Shifting()}, ValueError, "the model changes its images in place, so every pass would see others"),
         ({"model": Wrapped(dict)}, ValueError, r"it returned a dict; wrap it in a module .* as outputs\['logits'\]"),
         ({"model": Wrapped(tuple)}, ValueError, r"it returned a tuple; wrap it in a module .* as outputs\[0\]"),
         ({"images": [1]}, TypeError, "images must be a float tensor, transformed as in training; got list"),
@@ -267,9 +275,11 @@ def test_a_curve_reads_as_one_line() -> None:
 )
 @pytest.mark.parametrize("figure", [completeness_error, *CURVES])
 def test_refuses(figure: Callable[..., Any], changes: dict[str, Any], error: type, message: str) -> None:
-    good = {"model": Linear(), "images": photos(), "targets": 0, "attributions": photos()}
+    images = photos()
+    good = {"model": Linear(), "images": images, "targets": 0, "attributions": photos()}
     with pytest.raises(error, match=message):
         figure(**good | changes)
+    assert torch.equal(images, photos())
 
 
 @pytest.mark.parametrize(
