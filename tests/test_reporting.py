@@ -3,6 +3,7 @@
 import html.parser
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -327,6 +328,37 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     marks = charts.ticks(low, high, 5)
     assert 2 <= len(marks) <= 6
     assert all(low - 1e-9 * high <= mark <= high * (1 + 1e-9) for mark in marks)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.30244, 2.30265), (93.121, 93.133), (1e-9, 3e-9), (0.0, 1.0), (-5.0, 7e5)])
+def test_numbers_at_the_upright_axis_differ(low: float, high: float) -> None:
+    chart = charts.Chart("loss", "epoch", [charts.Line("loss", [(0, low), (1, high)])])
+    texts = re.findall(r'class="tick left(?: long)?">([^<]+)<', charts.draw_chart(chart, 0))
+    assert len(texts) == len(set(texts)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (1e-6, 10.0, ["1e-06", "1e-04", "1e-02", "1e+00"]),
+        (3e-4, 8e-3, ["5e-04", "1e-03", "2e-03", "5e-03"]),
+        (1.2e-3, 9e-3, ["2e-03", "5e-03"]),
+        (2.1e-3, 4.9e-3, ["2.1e-03", "4.9e-03"]),
+    ],
+)
+def test_rates_within_a_decade_have_marks_too(low: float, high: float, texts: list[str]) -> None:
+    assert list(charts.rates(math.log10(low), math.log10(high)).values()) == texts
+
+
+def test_twelve_runs_have_a_colour_each(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / f"run-{number}")) for number in range(12)]
+    (losses, *_) = charts.metric_charts(runs, "epoch")
+    style = Path(page.__file__).with_name("page.css").read_text()
+    looks = {line.look for line in losses.lines}
+    assert len(looks) == len(losses.lines) == 12
+    for number in range(12):
+        assert f".color-{number} {{ color: var(--c{number}); }}" in style
+        assert style.count(f"--c{number}: #") == 2  # by day and by night
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -2.0, 1e-12, 1e90])

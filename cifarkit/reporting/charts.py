@@ -16,7 +16,7 @@ Points: TypeAlias = list[tuple[float, float]]
 _WIDTH, _HEIGHT = 440, 260  # of the view box; the page shows a chart at about that size on every screen
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34  # margins
 _ALL_POINTS = 24_000  # in a page, shared by its lines
-_COLORS = 6
+_COLORS = 12
 _LARGEST = 1e100  # of a number that is drawn; beyond it the axes would overflow
 _DASHES = {"_ema": "dotted", "_swa": "mixed"}  # of averaged weights, where colours tell runs apart
 _NOT_DRAWN = {"epoch", "step", "seconds", "stopped_because"}
@@ -219,17 +219,21 @@ class _Frame:
         """Draw the grid, the numbers at it and the name of the horizontal axis."""
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         scale = 100 if self.chart.percent else 1
-        for value in ticks(self.low_y * scale, self.high_y * scale, 5):
+        levels = ticks(self.low_y * scale, self.high_y * scale, 5)
+        for value, text in zip(levels, _numbers(levels), strict=True):
             height = f"{self.y(value / scale):.1f}"
             yield tag("line", x1=_LEFT, x2=right, y1=height, y2=height, class_="grid")
-            yield tag("text", f"{value:.4g}", x=_LEFT - 6, y=height, dy="0.35em", class_="tick left")
-        whole = not self.logarithmic
-        marks = ticks(self.low_x, self.high_x, 5, whole=True)
-        for value in marks if whole else [10**mark for mark in marks]:
+            look = "tick left long" if len(text) > 6 else "tick left"  # there is room for six at the usual size
+            yield tag("text", text, x=_LEFT - 6, y=height, dy="0.35em", class_=look)
+        marks = rates(self.low_x, self.high_x) if self.logarithmic else self._whole_numbers()
+        for value, text in marks.items():
             place = f"{self.x(value):.1f}"
             yield tag("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="grid")
-            yield tag("text", f"{value:,.0f}" if whole else f"{value:.0e}", x=place, y=bottom + 16, class_="tick")
+            yield tag("text", text, x=place, y=bottom + 16, class_="tick")
         yield tag("text", clean(self.chart.x_label), x=(_LEFT + right) / 2, y=_HEIGHT - 3, class_="tick")
+
+    def _whole_numbers(self) -> dict[float, str]:
+        return {value: f"{value:,.0f}" for value in ticks(self.low_x, self.high_x, 5, whole=True)}
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
@@ -240,6 +244,28 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, min(last, first + 2 * count) + 1)]
+
+
+def rates(low: float, high: float) -> dict[float, str]:
+    """Return marks for an axis from 10**low to 10**high, with their texts: powers of ten, or finer, or its ends."""
+    powers = [10**mark for mark in ticks(low, high, 5, whole=True)]
+    if len(powers) < 2:
+        decades = range(math.floor(low), math.floor(high) + 1)
+        finer = [float(f"{factor}e{decade}") for decade in decades for factor in (1, 2, 5)]
+        powers = [rate for rate in finer if low <= math.log10(rate) <= high]
+    if len(powers) < 2:
+        return {10**end: f"{10**end:.1e}" for end in (low, high)}
+    return {power: f"{power:.0e}" for power in powers}
+
+
+def _numbers(levels: list[float]) -> list[str]:
+    """Write levels with four digits, or with as many as they need to differ."""
+    texts: list[str] = []
+    for digits in range(4, 16):
+        texts = [f"{level:.{digits}g}" for level in levels]
+        if len({*texts}) == len(levels):
+            break
+    return texts
 
 
 def _widen(low: float, high: float, margin: float) -> tuple[float, float]:

@@ -21,7 +21,7 @@
     const [left, top, right, bottom] = chart.box;
     const cursor = make("line", {class: "cursor", y1: top, y2: bottom, visibility: "hidden"}, svg);
     const dots = chart.lines.map((line, index) => {
-      const color = svg.querySelector(`[data-line="${index}"]`).getAttribute("class").match(/color-\d/)[0];
+      const color = svg.querySelector(`[data-line="${index}"]`).getAttribute("class").match(/color-\d+/)[0];
       return make("circle", {class: "dot " + color, r: 4, visibility: "hidden"}, svg);
     });
     let place = null;
