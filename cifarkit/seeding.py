@@ -96,13 +96,17 @@ class Draws:
         epoch: the epoch the draws belong to, from 0.
         samples: (B,) int64, the index of each sample in its dataset.
         device: where the drawn tensors are put.
+        stage: the epoch of the training, by which ``ByEpoch`` chooses, if that is not the one the draws belong to:
+            generated images go round in epochs of their own.
     Raises:
         TypeError: if seed is no integer.
     Source: SplitMix64, Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
 
-    def __init__(self, seed: int, epoch: int, samples: Tensor, *, device: torch.device | str = "cpu") -> None:
-        self.seed, self.epoch = check_integer("seed", seed), epoch
+    def __init__(
+        self, seed: int, epoch: int, samples: Tensor, *, device: torch.device | str = "cpu", stage: int | None = None
+    ) -> None:
+        self.seed, self.epoch, self.stage = check_integer("seed", seed), epoch, epoch if stage is None else stage
         self.samples, self.device = samples, torch.device(device)
         key = _mix(_mix(np.array([self.seed & _MASK], np.uint64)) + np.uint64(epoch))
         self._keys = _mix(key + samples.cpu().numpy().astype(np.uint64) * _GOLDEN)  # (B,)
@@ -119,7 +123,7 @@ class Draws:
 
     def at_epoch(self, epoch: int) -> Draws:
         """Return fresh draws for the same samples in another epoch: ``at_epoch(0)`` never changes over a run."""
-        return Draws(self.seed, epoch, self.samples, device=self.device)
+        return Draws(self.seed, epoch, self.samples, device=self.device, stage=self.stage)
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Draw float32 (B, *shape), uniform in [low, high)."""

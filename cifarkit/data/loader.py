@@ -85,6 +85,7 @@ class Loader:
         self.shuffle, self.drop_last, self.seed, self.device = shuffle, drop_last, seed, check_device(device)
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self._stage: int | None = None  # the epoch of the training, if these go round in epochs of their own
         self._position = self._start = 0  # batches of the epoch that are used up; where the next iteration starts
         self._images, self._labels = dataset.images.to(self.device), dataset.labels.to(self.device)
         self.device = self._images.device  # "cuda" is another GPU in a thread than where the images are
@@ -209,7 +210,8 @@ class Loader:
             if not self._takes_uint8:
                 images = images.float() / 255
             if self._takes_draws:
-                images = self.transform(images, draws=Draws(self.seed, epoch, indices, device=self.device))
+                draws = Draws(self.seed, epoch, indices, device=self.device, stage=self._stage)
+                images = self.transform(images, draws=draws)
             else:
                 images = self.transform(images)
         return (images.float() / 255 if images.dtype == torch.uint8 else images), labels

@@ -29,7 +29,8 @@ class MixedLoader:
         loader: of the real images, whose batch size, transform, order, device, rank and epoch are taken over; it
             does not move with this one.
         fake: the generated images, of the same classes and size.
-        share: of generated images in a batch, above 0 and below 1; at least one is generated and one real.
+        share: of generated images in a batch, above 0 and below 1; at least one is generated and one real. On several
+            ranks the last batch of an epoch may hold a real image more, and no generated one more for it.
         transform: of the generated images; None takes that of the loader.
         tell_apart: yield (images, labels, generated) with a bool (B,), for a task that logs them apart. In any case
             the real images of a batch come first.
@@ -123,6 +124,7 @@ class MixedLoader:
         """Return endless batches of generated images, beginning with those of a batch of the present epoch."""
         source = self._fake.copy()
         source.epoch, source._start = divmod(self._real.epoch * len(self._real) + first, len(source))
+        source._stage = self._real.epoch  # so that ByEpoch gives both kinds the same size
 
         def batches() -> Generator[tuple[Tensor, Tensor]]:
             while True:

@@ -156,8 +156,18 @@ class DiffusionRecipe:
         )
 
     def task(self, train_set: ImageDataset) -> DiffusionTask:
-        """Make the network and its optimizer."""
+        """Make the network and its optimizer.
+
+        Raises:
+            ValueError: if the network cannot take the sides of the images.
+        """
         network = self.network(train_set.num_classes, train_set.image_shape)
+        if any(side % network.multiple for side in train_set.image_shape[1:]):
+            sides, least = " x ".join(map(str, train_set.image_shape[1:])), network.multiple // self.patch
+            raise ValueError(
+                f"images of {sides} do not fit patch={self.patch} and {len(self.multipliers)} levels, which take sides "
+                f"that are multiples of {network.multiple}; resize them, or give patch=1, which takes those of {least}"
+            )
         optimizer: Optimizer = torch.optim.Adam(network.parameters(), self.lr)
         if self.muon is not None:
             optimizer = Muon(muon_groups(network, self.muon, self.lr, 0.0, adam=True))

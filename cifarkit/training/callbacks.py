@@ -134,11 +134,13 @@ class EarlyStopping(Callback):
             self._stop_if_stale(run)
 
     def on_resume(self, run: Run) -> None:
+        if run.epoch and math.isnan(run.metrics.get(self.monitor) or 0):
+            run.stop(f"{self.monitor} is NaN in epoch {run.epoch - 1}")
         self._stop_if_stale(run)  # the run had ended for this reason, unless patience has been raised since
 
     def _stop_if_stale(self, run: Run) -> None:
         stale = run.epoch - 1 - self.best_epoch
-        if self.best_epoch >= 0 and stale >= max(self.patience, 1):
+        if math.isfinite(self.best) and stale >= max(self.patience, 1):
             run.stop(f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) for {stale} epochs")
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def evaluate(
         evaluation_mode(task),
         torch.no_grad(),
     ):
+        if guard is not None and distributed.world_size() == 1:  # else the other ranks would wait for this one
+            batches = guard.excusing(batches)
         for batch in batches:
             batches_seen += 1
             if guard is not None:

@@ -6,8 +6,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from cifarkit.training.task import Batch
 
 _ONE_REQUEST_SECONDS = 1.0
 
@@ -21,6 +25,9 @@ class InterruptGuard:
 
     A SIGTERM within a second of the first signal is that request once more: systemd sends it to all processes of a
     service, and torchrun hands its own on to those it has started.
+
+    What signals a whole group of processes ends the workers of a DataLoader, too. PyTorch would raise an error for that
+    in the middle of the update, which has its images already; once a signal has come it is not told of their end.
 
     A signal that nobody has checked for when the guard closes is raised again, so that none is lost.
 
@@ -42,6 +49,8 @@ class InterruptGuard:
     def __exit__(self, *exception: object) -> None:
         self._restore()
         if self.signal_number is not None and not self._heeded:
+            if isinstance(exception[1], Exception):
+                traceback.print_exception(exception[1])  # which the signal would take with it
             signal.raise_signal(self.signal_number)
 
     def check(self) -> None:
@@ -49,6 +58,18 @@ class InterruptGuard:
         if self.signal_number is not None:
             self._heeded = True
             raise Interrupted
+
+    def excusing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on; the error that none comes is the request to leave if a signal may have ended the workers."""
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception:
+                self.check()
+                raise
+            yield batch
 
     @property
     def exit_code(self) -> int:
@@ -70,6 +91,8 @@ class InterruptGuard:
         if self._noted_at is None:
             self._noted_at = now
             self.signal_number = self.signal_number or number  # that of another rank came first
+            if hasattr(signal, "SIGCHLD"):  # not on Windows
+                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         elif number != signal.SIGTERM or now - self._noted_at > _ONE_REQUEST_SECONDS:
             self._restore()
             signal.raise_signal(number)

@@ -32,11 +32,12 @@ def plan_updates(
 ) -> int:
     """Return the updates of a run, and keep them beside it, so that a run that goes on comes to the same end.
 
-    Its learning rate and the length of its average depend on that end. What is asked for later and differs is not
-    heeded, and a line says so.
+    Its learning rate and the length of its average depend on that end. Once a checkpoint lies beside the plan, what is
+    asked for later and differs is not heeded, and a line says so; a run that was killed before its first is planned
+    anew.
 
     Args:
-        path: of the JSON file, ``{"updates": 1000}``.
+        path: of the JSON file, ``{"updates": 1000}``, in the folder of the run's checkpoints, ``*.pt``.
         task, loader: of the run; both are as before afterwards.
         settings: arguments of its Trainer but for the end.
         epochs: its length, unless minutes are given: then it is as many updates as fit into them.
@@ -50,7 +51,8 @@ def plan_updates(
     require_batches("loader", loader)
     minutes = None if minutes is None else check_number("minutes", minutes, 0, above=True)
     share = check_number("share", share, 0, 1, above=True)
-    updates = from_first_rank(lambda: _read(path) if path.exists() else None)
+    begun = from_first_rank(lambda: any(path.parent.glob("*.pt")))
+    updates = from_first_rank(lambda: _read(path) if begun and path.exists() else None)
     trial = Trainer(**{**settings, "max_steps": 1, "progress": False})
     by_epochs = trial.accumulation.total_updates(len(loader), epochs, None)  # type: ignore[arg-type]
     if updates is not None:

@@ -20,6 +20,7 @@ from cifarkit.training.kinds import require_like
 from cifarkit.training.loading import generator_states, set_generator_states
 from cifarkit.training.meters import NonFiniteLossError
 from cifarkit.training.schedules import remember_new_rates
+from cifarkit.training.snapshot import copied_state
 from cifarkit.training.structure import FORMAT_VERSION, STATISTICS, require_fitting, require_whole
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _WATCHED = {"monitor", "mode"}  # entries of callbacks that older checkpoints have not
 _COUNTERS = ("step", "epoch", "batches", "images", "history", "metrics", "seconds")
+_OPTIONAL = ("recorded", "unlogged")  # tables, for the row and for the log line to come
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def state_of(run: Run) -> dict[str, Any]:
         remember_new_rates(optimizer)
     own, *others = gather(run.position.state_dict(run.batches))
     counters = {name: getattr(run, name) for name in _COUNTERS}
-    counters |= {"recorded": run.recorded} if run.recorded else {}
+    counters |= {name: getattr(run, name) for name in _OPTIONAL if getattr(run, name)}
     return {
         "format_version": FORMAT_VERSION,
         "run": counters | {"meters": run.meters.state_dict()},
@@ -96,7 +98,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     counters = dict(state["run"])
     run.meters.load_state_dict(counters.pop("meters"))
     run.go_on_counting(counters.pop("seconds"))
-    run.recorded = counters.get("recorded", {})
+    run.recorded, run.unlogged = (counters.get(name, {}) for name in _OPTIONAL)
     for name in counters.keys() & {*_COUNTERS}:
         setattr(run, name, counters[name])
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
@@ -159,7 +161,7 @@ def restore_callbacks(run: Run, states: list[dict[str, Any]]) -> None:
 def unchanged_by_a_failure(run: Run) -> Iterator[None]:
     """Put task, optimizers and loader back as they were if the block raises."""
     task, loader = run.task, run.train_loader
-    weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    weights = copied_state(task)
     optimizers = {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()}
     position, generators = getattr(loader, "state_dict", lambda: None)(), generator_states(loader)
     try:

@@ -94,7 +94,7 @@ class Run:
             parameters=[tuple(parameter.shape) for parameter in self.parameters],
         )
         self.position = Position(train_loader)
-        self._log_later: dict[str, float] = {}
+        self.unlogged: dict[str, Any] = {}  # for the next log line
         self._started, self._seconds_before = time.perf_counter(), 0.0
         self._epoch_clock = self._interval_clock = (self._started, 0)
 
@@ -154,7 +154,7 @@ class Run:
 
     def log_later(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the next log line."""
-        self._log_later.update(metrics)
+        self.unlogged |= {name: as_number(value) for name, value in metrics.items()}
 
     def add_metrics(self, update: Update, samples: int) -> None:
         """Keep the loss and metrics of one micro-batch, on the device."""
@@ -201,7 +201,7 @@ class Run:
         """Send the means since the last log step to the loggers; raise as :meth:`read_losses` does."""
         self.read_losses()
         metrics = self.meters.take_interval()
-        self._log_later, later = {}, self._log_later
+        self.unlogged, later = {}, self.unlogged
         metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
         self._interval_clock = (time.perf_counter(), self.images)
         self.metrics.update(metrics)

@@ -45,9 +45,9 @@ def cosine(warmup: float = 0.0) -> Schedule:
 def one_cycle(warmup: float = 0.3, start: float = 1 / 25, end: float = 1 / 250_000) -> Schedule:
     """Rise from ``start`` to 1 over the fraction ``warmup`` and fall to ``end``, both along half a cosine.
 
-    The optimizer's own rate is the peak. The defaults give the rates of ``torch.optim.lr_scheduler.OneCycleLR``, with
-    two differences: PyTorch cycles the momentum, too, which stays as it is here; and it makes its last update at
-    ``end``, which is reached here after the last update.
+    The optimizer's own rate is the peak. The defaults give the curve of ``torch.optim.lr_scheduler.OneCycleLR``, with
+    two differences: PyTorch cycles the momentum, too, which stays as it is here; and its rise is an update shorter, so
+    that it is at its peak and all that follows an update sooner, and makes its last update at ``end``.
 
     Raises:
         ValueError: if warmup is not in [0, 1).

@@ -5,16 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cifarkit.training.task import Task
+
+
+def copied_state(task: Task) -> dict[str, Any]:
+    """Return a state_dict of its own, in which a part's extra state need be no tensor."""
+    state = task.state_dict().items()
+    return {name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in state}
 
 
 @contextmanager
 def untouched(task: Task) -> Iterator[None]:
     """Put everything of a task that a fit changes back when the block ends, however it ends."""
-    weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    weights = copied_state(task)
     others = {name: buffer.clone() for name, buffer in task.named_buffers() if name not in weights}  # not persistent
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in task.optimizers.items()}
     modes = [(module, module.training) for module in task.modules()]

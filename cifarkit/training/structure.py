@@ -115,8 +115,8 @@ def _require_counters(counters: Mapping[str, Any]) -> None:
     if counters["step"] > counters["images"]:
         raise ValueError(f"{where}['step'] is {counters['step']}, of {counters['images']} images")
     tables = {f"{where}['metrics']": (entry(counters, "metrics", TABLE, where), NUMBER)}
-    if "recorded" in counters:  # for the row to come
-        tables[f"{where}['recorded']"] = entry(counters, "recorded", TABLE, where), NUMBER
+    for name in {"recorded", "unlogged"} & counters.keys():  # for the row and for the log line to come
+        tables[f"{where}[{name!r}]"] = entry(counters, name, TABLE, where), NUMBER
     meters = entry(counters, "meters", TABLE, where)
     for name in ("interval", "epoch"):
         tables[f"{where}['meters'][{name!r}]"] = entry(meters, name, TABLE, f"{where}['meters']"), SUM

@@ -260,6 +260,8 @@ class Trainer:
     def _run_batches(self, run: Run, batches: Iterator[Batch], guard: InterruptGuard) -> bool:
         """Train on the batches of an epoch; return False if the run ended before the last of them."""
         factor = self.accumulation.factor(run.epoch)
+        if factor == 1 and distributed.world_size() == 1:  # or gradients or other ranks wait in the middle of an update
+            batches = guard.excusing(batches)
         while run.batches in (0, run.batches_in_epoch) or not self.is_finished(run):
             if not (window := run.take(batches, factor)):
                 return True
@@ -267,8 +269,10 @@ class Trainer:
             run.at_log_step = last or (run.step + 1) % self.log_every_n_steps == 0
             stepped = self._train_step_or_fall_back(run, window)
             run.step += stepped
-            if run.at_log_step:
+            if run.at_log_step and stepped:
                 run.log()
+            elif run.at_log_step:
+                run.read_losses()  # a window that was passed over has no step of its own in the log
             if stepped:
                 for hook in run.step_hooks:
                     hook(run)

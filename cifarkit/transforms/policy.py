@@ -21,6 +21,7 @@ class TrivialAugment(RandomTransform):
     ``OPERATIONS`` names the operations in the order of their numbers. Strength level m, uniform in 0, 1/30 ... 1,
     means a shear of 0.99 m, a shift of 32 m px, an angle of 135 m degrees, a factor 1 + 0.99 m of brightness,
     saturation, contrast or sharpness, all of these with a random sign; 8 - 6 m bits; inversion of values from 1 - m up.
+    Shears are about the centre, so that less of an image leaves the view than by torchvision's, about a corner.
 
     Args:
         wide: the strengths above, with which the paper does best; False takes the milder ones of RandAugment, 0.3 m,

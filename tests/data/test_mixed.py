@@ -14,7 +14,7 @@ from cifarkit.data.mixed import MixedLoader
 from cifarkit.seeding import Draws
 from cifarkit.training import ClassificationTask, ModelCheckpoint, Trainer
 from cifarkit.training.loading import require_batches
-from cifarkit.transforms import Compose, RandomCrop
+from cifarkit.transforms import ByEpoch, Compose, RandomCrop
 
 
 def numbered(count: int, first: int, size: int = 2, classes: int = 200) -> ImageDataset:
@@ -118,6 +118,16 @@ def test_real_and_generated_images_are_augmented_apart() -> None:
 
     list(MixedLoader(Loader(numbered(4, 0), 4, transform=note), numbered(2, 0), 0.5))
     assert torch.cat(seen).unique().numel() == 4 + 2
+
+
+@pytest.mark.parametrize("fakes", [4, 60])  # which go round several times an epoch, or once in several epochs
+def test_both_kinds_change_their_size_at_the_same_epoch(fakes: int) -> None:
+    sizes = ByEpoch({0: RandomCrop(4, padding=0), 2: RandomCrop(6, padding=0)})
+    loader = MixedLoader(Loader(numbered(20, 0, 8), 8, transform=sizes), numbered(fakes, 100, 8), 0.5)
+    assert [{tuple(images.shape[2:]) for images, _ in loader} for _ in range(4)] == [{(4, 4)}] * 2 + [{(6, 6)}] * 2
+    loader.set_epoch(2)
+    loader.load_state_dict(loader.state_dict())
+    assert next(iter(loader))[0].shape[2:] == (6, 6)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])

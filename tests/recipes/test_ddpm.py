@@ -60,6 +60,13 @@ def test_a_network_takes_images_of_any_channels() -> None:
     assert network(torch.zeros(2, 1, 16, 16), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, 16, 16)
 
 
+def test_images_whose_sides_do_not_fit_are_named_with_what_does() -> None:
+    message = "images of 28 x 28 do not fit patch=2 and 3 levels, .* multiples of 8; .* patch=1, which takes .* 4"
+    with pytest.raises(ValueError, match=message):
+        DDPM["strong"].task(data.shapes(20, size=28))
+    assert replace(DDPM["strong"], patch=1, base_channels=8).task(data.shapes(20, size=28)).model.multiple == 4
+
+
 @pytest.mark.parametrize("recipe", [*DDPM.values(), replace(SMALL, ema=0.5, min_snr=5.0, batch_size=np.int64(9))])
 def test_a_recipe_survives_json(recipe: DiffusionRecipe) -> None:
     assert DiffusionRecipe(**json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe

@@ -1,5 +1,6 @@
 """Callbacks: when they stop a run and what they say, and that they act in the documented order."""
 
+import csv
 import math
 import re
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from cifarkit.training import (
     Callback,
     ClassificationTask,
+    CSVLogger,
     EarlyStopping,
     ExponentialMovingAverage,
     LearningRateMonitor,
@@ -35,9 +37,9 @@ def make_task(groups: int = 1) -> ClassificationTask:
     return ClassificationTask(model, torch.optim.SGD(parameters if groups == 2 else model.parameters(), 0.1))
 
 
-def fit(*callbacks: Callback, epochs: int = 2, groups: int = 1, **options: Any) -> Run:
+def fit(*callbacks: Callback, epochs: int = 2, groups: int = 1, resume: str | None = None, **options: Any) -> Run:
     trainer = Trainer(max_epochs=epochs, callbacks=callbacks, progress=False, **options)
-    return trainer.fit(make_task(groups), BATCHES, BATCHES)
+    return trainer.fit(make_task(groups), BATCHES, BATCHES, resume=resume)
 
 
 def epochs_until_stop(callback: EarlyStopping, values: list[float]) -> tuple[int | None, str]:
@@ -110,6 +112,46 @@ def test_early_stopping_on_another_metric_begins_anew() -> None:
     assert (second.best, second.best_epoch) == (math.inf, 1)
     second.load_state_dict({"best": 0.25, "best_epoch": 0})  # of an older version
     assert (second.best, second.best_epoch) == (0.25, 0)
+
+
+class Scores(Callback):
+    """Records a value an epoch; kills the run after an epoch, if told to."""
+
+    def __init__(self, values: list[float | None], killed_after: int | None = None) -> None:
+        self.values, self.killed_after = values, killed_after
+
+    def will_record(self, metric: str) -> bool:
+        return metric == "score"
+
+    def on_epoch_end(self, run: Run) -> None:
+        value = self.values[run.epoch - 1]
+        if value is not None:
+            run.record({"score": value})
+
+    def on_epoch_start(self, run: Run) -> None:
+        if self.killed_after is not None and run.epoch > self.killed_after:
+            raise KeyboardInterrupt
+
+
+def fit_with_scores(folder: Path, scores: Scores, *others: Callback) -> Run:
+    return fit(scores, *others, ModelCheckpoint(folder), epochs=6, resume="auto")
+
+
+def test_early_stopping_by_nan_stays_stopped_at_a_resume(tmp_path: Path) -> None:
+    values: list[float | None] = [1.0, math.nan, 0.5, 0.4, 0.3, 0.2]
+    for _ in range(2):
+        run = fit_with_scores(tmp_path, Scores(values), EarlyStopping("score"))
+        assert (run.epoch, run.stopped_because) == (2, "score is NaN in epoch 1")
+
+
+def test_early_stopping_does_not_miss_what_is_not_recorded_yet(tmp_path: Path) -> None:
+    values: list[float | None] = [None, None, None, None, None, 0.5]
+    with pytest.raises(KeyboardInterrupt):
+        fit_with_scores(tmp_path, Scores(values, killed_after=1))
+    with pytest.raises(KeyboardInterrupt):
+        fit_with_scores(tmp_path, Scores(values, killed_after=4), EarlyStopping("score", patience=2))
+    run = fit_with_scores(tmp_path, Scores(values), EarlyStopping("score", patience=2))
+    assert (run.epoch, run.stopped_because) == (6, None)
 
 
 def test_early_stopping_does_not_judge_half_an_epoch() -> None:
@@ -272,6 +314,27 @@ def test_learning_rates_of_several_groups_reach_the_log() -> None:
 
     fit(LearningRateMonitor(), groups=2, epochs=1, loggers=[Recorder()], log_every_n_steps=1)
     assert ["lr_1" in names for names in logged] == [False, True, True]  # each at the log step after
+
+
+def test_what_waits_for_the_log_survives_a_kill(tmp_path: Path) -> None:
+    class Kill(Callback):
+        def on_step_end(self, run: Run) -> None:
+            if run.step == 2 and not run.resumed:
+                raise KeyboardInterrupt
+
+    def logged(folder: Path, *others: Callback) -> list[str]:
+        callbacks = [LearningRateMonitor(), ModelCheckpoint(folder, every_n_steps=1), *others]
+        fit(*callbacks, groups=2, log_every_n_steps=3, loggers=[CSVLogger(folder)], resume="auto")
+        rows = csv.DictReader((folder / "steps.csv").read_text().splitlines())
+        return [row["lr_1"] for row in rows]
+
+    whole = logged(tmp_path / "whole")
+    assert whole == ["0.2", "0.2"]
+    kill = Kill()
+    kill.order = 99  # after the checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        logged(tmp_path / "killed", kill)
+    assert logged(tmp_path / "killed", kill) == whole
 
 
 class Recording(Callback):

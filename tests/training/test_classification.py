@@ -139,6 +139,17 @@ def test_a_loss_of_ones_own_sees_mixed_labels() -> None:
     assert shapes == [(6, 5)]
 
 
+def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
+    return -(shares * logits.log_softmax(1)).sum(1).mean()
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), soft_cross_entropy])
+def test_a_loss_of_ones_own_for_mixed_labels_serves_validation(loss: Any) -> None:
+    task = tiny_task(mix=swap_halves, loss=loss)
+    total, count = task.evaluate([IMAGES, LABELS])["loss"]
+    torch.testing.assert_close(total / count, loss(task.model(IMAGES), F.one_hot(LABELS, 5).float()))
+
+
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 def test_generated_images_are_logged_apart(class_weights: Any, tmp_path: Path) -> None:
     generated = torch.tensor([False, False, True, True, True, True])

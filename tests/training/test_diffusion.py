@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from cifarkit.data import ImageDataset, Loader
 from cifarkit.diffusion import NoiseSchedule
 from cifarkit.diffusion.noise_levels import fixed_noise
+from cifarkit.models import UNet
 from cifarkit.training import ExponentialMovingAverage, ModelCheckpoint, Run, Trainer, load_checkpoint
 from cifarkit.training.tasks.diffusion import DiffusionTask
 from cifarkit.transforms import Normalize
@@ -235,6 +236,16 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 def test_bf16_is_close_to_fp32() -> None:
     losses = [fit(tiny_task(), max_epochs=1, precision=precision).metrics for precision in ("fp32", "bf16-mixed")]
     assert losses[1]["val_loss"] == pytest.approx(losses[0]["val_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_trains_on_images_of_any(dtype: torch.dtype) -> None:
+    model = UNet(base_channels=8, multipliers=(1,), num_classes=4).to(dtype)
+    task = DiffusionTask(model, torch.optim.Adam(model.parameters()), SCHEDULE)
+    for images in (IMAGES, IMAGES.to(dtype)):
+        next(task.updates([images, LABELS])).loss.backward()
+        assert task.evaluate([images, LABELS])["loss"][0].isfinite()
+        assert task.inputs_of("model", [images, LABELS])[0].dtype == dtype
 
 
 @pytest.mark.parametrize(

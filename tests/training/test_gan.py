@@ -204,6 +204,14 @@ def test_it_trains_in_double_precision() -> None:
     assert task.inputs_of("generator", [IMAGES.double(), LABELS])[0].dtype == torch.float64
 
 
+def test_networks_in_bf16_train_on_images_of_any_precision() -> None:
+    task = dcgan(augment=DifferentiableAugmentation())
+    task.bfloat16()
+    for images in (IMAGES, IMAGES.bfloat16()):
+        assert all(update.loss.isfinite() for update in task.updates([images, LABELS]))
+        assert task.inputs_of("discriminator", [images, LABELS])[0].dtype == torch.bfloat16
+
+
 def test_a_generator_on_a_gpu_is_asked_from_the_cpu() -> None:
     """No GPU is needed: fake tensors hold no numbers, but know where they are and refuse to meet others elsewhere."""
     task = make_task()

@@ -97,6 +97,60 @@ def test_a_process_leaves_with_143_and_its_run_resumes(tmp_path: Path) -> None:
     torch.testing.assert_close(resumed.task.state_dict(), whole.task.state_dict())  # threads may differ there
 
 
+IN_A_GROUP = """
+import os, signal, sys, time, torch
+from torch import nn
+from cifarkit.training import Callback, ClassificationTask, ModelCheckpoint, Trainer
+
+waiting = sys.argv[2] == "waiting"
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if waiting and index == 4:
+            os.killpg(0, signal.SIGTERM)  # by the worker, while the loop waits for its batch
+        return torch.full((3, 4, 4), float(index)), index
+
+class Send(Callback):
+    def on_step_end(self, run):
+        if run.step == 2 and not waiting:
+            os.killpg(0, signal.SIGTERM)  # to the worker, too, as systemd and Slurm do
+            time.sleep(0.5)
+
+model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+task = ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.01))
+loader = torch.utils.data.DataLoader(Images(), 2, num_workers=1, prefetch_factor=1)
+Trainer(max_epochs=1, callbacks=[ModelCheckpoint(sys.argv[1]), Send()], progress=False).fit(task, loader)
+"""
+
+
+@pytest.mark.parametrize("when", ["training", "waiting"])
+def test_a_signal_to_all_processes_ends_no_update_by_the_death_of_a_worker(when: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IN_A_GROUP, str(tmp_path), when]
+    ended = subprocess.run(command, start_new_session=True, timeout=120, capture_output=True, text=True, check=False)
+    assert ended.returncode == 143, ended.stderr
+    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == 2
+
+
+def test_an_error_is_shown_before_the_signal_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raised: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+
+    def fail() -> None:
+        with InterruptGuard():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ValueError("no power")
+
+    with pytest.raises(ValueError, match="no power"):
+        fail()
+    assert raised == [signal.SIGTERM]
+    assert "ValueError: no power" in capsys.readouterr().err
+
+
 @pytest.fixture
 def foreground() -> Iterator[None]:
     """Let SIGINT raise KeyboardInterrupt: a process that a shell starts in the background ignores it."""

@@ -55,6 +55,7 @@ def test_a_plan_holds_and_says_so_where_another_is_asked_for(
 ) -> None:
     path = tmp_path / "plan.json"
     plan(path)
+    (tmp_path / "last.pt").touch()
     assert plan(path) == 15
     assert not capsys.readouterr().out
     for other in ({"epochs": 4}, {"minutes": 1}):
@@ -62,10 +63,18 @@ def test_a_plan_holds_and_says_so_where_another_is_asked_for(
         assert "plan.json plans 15 updates, which hold; epochs and minutes do not change" in capsys.readouterr().out
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_planned_anew(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    assert plan(path) == 15
+    assert plan(path, epochs=4) == 20
+    assert json.loads(path.read_text()) == {"updates": 20}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"updates": 0}', '{"updates": 1.5}'])
 def test_a_damaged_plan_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(content)
+    (tmp_path / "last.pt").touch()
     with pytest.raises(ValueError, match=r"plan\.json holds no plan of a run \(.*\); remove it to plan anew"):
         plan(path)
 

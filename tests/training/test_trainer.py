@@ -6,7 +6,7 @@ import itertools
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cifarkit.training import (
     Callback,
     ClassificationTask,
     EarlyStopping,
+    Logger,
     ModelCheckpoint,
     NonFiniteLossError,
     Run,
@@ -34,6 +35,7 @@ from cifarkit.training import (
     schedules,
 )
 from cifarkit.training.evaluation import to_device
+from cifarkit.training.snapshot import untouched
 from cifarkit.training.task import Batch
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -308,10 +310,16 @@ def test_bf16_is_near_fp32() -> None:
 def test_a_skipped_fp16_step_does_not_count() -> None:
     factors = iter([1.0, 1.0, 1e36, 1.0, 1.0, 1e36])  # finite, but not after scaling
     task = tiny_task(loss=lambda logits, labels: F.cross_entropy(logits, labels) * next(factors))
-    recorder, schedule = Recorder(), schedules.triangle()
+    recorder, schedule, logged = Recorder(), schedules.triangle(), list[int]()
+
+    class Steps(Logger):
+        def log(self, metrics: Mapping[str, float], step: int) -> None:
+            logged.append(step)
+
     settings: dict[str, Any] = {"precision": "fp16-mixed", "schedule": schedule, "callbacks": [recorder]}
-    run = fit(batches_of(*[4] * 6), task, max_epochs=1, log_every_n_steps=1, **settings)
+    run = fit(batches_of(*[4] * 6), task, max_epochs=1, log_every_n_steps=1, loggers=[Steps()], **settings)
     assert run.step == 4
+    assert logged == [1, 2, 3, 4]  # no step twice
     assert [step for hook, _, step in recorder.events if hook == "step_end"] == [1, 2, 3, 4]
     assert recorder.rates == pytest.approx([0.05 * schedule(step / 6) for step in range(4)])
     assert run.scalers["model"].get_scale() == 2.0**14
@@ -731,6 +739,13 @@ def test_a_network_is_no_task() -> None:
         fit(batches_of(4), network, max_epochs=1)
 
 
+def test_an_optimizer_that_needs_a_closure_is_named() -> None:
+    model = nn.Linear(2, 2)
+    task = ClassificationTask(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(TypeError, match=r"the optimizer 'model' is a LBFGS, whose step needs a closure.*use another"):
+        fit(batches_of(4), task, max_epochs=1)
+
+
 def test_nan_weights_are_never_saved(tmp_path: Path) -> None:
     class Poison(Callback):
         order = -20
@@ -891,6 +906,9 @@ def test_state_that_no_checkpoint_holds_is_named_at_the_start(tmp_path: Path) ->
     model = nn.Sequential(nn.Flatten(), Extra(192, 10))
     task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
     fit(batches_of(8), task, max_epochs=1)
+    with untouched(task):  # as lr_find does
+        task.model[1].weight.data.zero_()
+    assert task.model[1].weight.abs().sum() > 0
     with pytest.raises(TypeError, match=r"model\.1 of the task keeps a dict by get_extra_state, and a checkpoint"):
         fit(batches_of(8), task, max_epochs=1, callbacks=[ModelCheckpoint(tmp_path)])
 

@@ -13,6 +13,7 @@ from cifarkit.checks import check_number, has_parameter
 from cifarkit.diffusion.denoiser import check_target, count_classes, sample_of
 from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps, fixed_noise
 from cifarkit.diffusion.schedule import NoiseSchedule
+from cifarkit.inference import dtype_of
 from cifarkit.labels import check_labels
 from cifarkit.training.task import Batch, Task, Update
 from cifarkit.training.tasks.batches import check_image_batch, check_signed
@@ -94,6 +95,7 @@ class DiffusionTask(Task):
         images, labels = self._checked_batch(batch)
         t, noise, labels = self._draw(images, labels)
         x = self.schedule.add_noise(images, noise, t)
+        x = x.to(dtype_of(self.model, x.dtype))
         return (x, t) if labels is None else (x, t, labels)
 
     def _draw(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -108,6 +110,7 @@ class DiffusionTask(Task):
     def _losses(self, images: Tensor, labels: Tensor | None, noise: Tensor, t: Tensor) -> Tensor:
         """Return each image's loss (B,), a mean over its pixels."""
         x = self.schedule.add_noise(images, noise, t)
+        x = x.to(dtype_of(self.model, x.dtype))  # add_noise gives float32 at least
         predicted = sample_of(self.model(x, t) if labels is None else self.model(x, t, labels))
         if predicted.shape != images.shape:
             shapes = f"{tuple(predicted.shape)} for images of {tuple(images.shape)}"

@@ -103,8 +103,8 @@ class GANTask(Task):
     def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
         """Return what a network is given for a batch, when an average of it measures its BatchNorm statistics."""
         images, labels = self._checked_batch(batch)
-        first = self._draws(images).normal(self.latent_dim).to(images.dtype) if network == "generator" else images
-        return (first, *self._taken(labels))
+        first = self._draws(images).normal(self.latent_dim) if network == "generator" else images
+        return (first.to(dtype_of(getattr(self, network), images.dtype)), *self._taken(labels))
 
     def _draws(self, images: Tensor) -> Draws:
         return Draws(0, 0, torch.randint(0, 2**62, (len(images),)), device=images.device)
@@ -113,7 +113,8 @@ class GANTask(Task):
         return images if self.augment is None else self.augment(images, draws)
 
     def _judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        logits: Tensor = self.discriminator(images, *self._taken(labels))
+        shown = images.to(dtype_of(self.discriminator, images.dtype))  # augmentation gives float32 at least
+        logits: Tensor = self.discriminator(shown, *self._taken(labels))
         if logits.shape != images.shape[:1]:
             raise ValueError(f"the discriminator must return logits (B,); it returned shape {tuple(logits.shape)}")
         return logits.float()
