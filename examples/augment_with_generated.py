@@ -38,7 +38,8 @@ else:
 real, *_ = everything.split(args.per_class * everything.num_classes)
 if args.subset:
     real.save(args.subset)
-    raise SystemExit(f"{real} is in {args.subset}")
+    print(f"{real} is in {args.subset}")
+    raise SystemExit
 fake = generation.read_generated(args.generated) if args.generated else data.shapes(len(real), seed=2)
 data.MixedLoader(data.Loader(real, 50), fake, args.share)  # refuses what does not fit before any arm is trained
 normalize = transforms.Normalize(*real.mean_std())

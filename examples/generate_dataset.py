@@ -2,10 +2,9 @@
 
     python examples/generate_dataset.py --run runs/ddpm-2-hours --per-class 5000 --guidance 1 --folder generated
 
-The run is one of train_ddpm.py; --steps is of DPM-Solver++. With --classifier (weights of a SpeedNet, see speedrun.py)
-only images that it takes for what they are to show are kept. --judge names another, whose features give the score; a
-filter that judges its own choice flatters it. Several processes share a folder and the work: those of torchrun, or any
-by --rank 0 --world-size 2 and --rank 1 --world-size 2; the score is then that of the images of rank 0.
+The run is one of train_ddpm.py. With --classifier (weights of a SpeedNet, see speedrun.py) only images it takes for
+what they are to show are kept; --judge names another for the score, as a filter flatters its own choice. Processes of
+torchrun share folder and work, or any by --rank 0 --world-size 2 and so on; the score is that of the images of rank 0.
 """
 
 import argparse
@@ -71,9 +70,10 @@ if args.rank:
     raise SystemExit
 check = generation.check_copies(train_set.images, made.images, test_set.images[:2_000], mirror=True)
 plots.nearest_pairs(made.images, train_set.images, *check.copies, mirror=True, path=f"{Path(args.folder)}-nearest.png")
-print(f"{made} in {args.folder}, each described by a line of its manifest.jsonl\n{check}")
+print(f"{made} in {args.folder}, whose manifest.jsonl, written when all ranks are through, describes each\n{check}")
 if judge:
     real, fake = (generation.features(nets[judge], part.images, transform=normalize) for part in (test_set, made))
-    by_class = {"labels": (test_set.labels, made.labels), "classes": classes} if trained["data"] in data.NAMED else {}
+    fewest = torch.cat([test_set.class_counts(), made.class_counts()]).min()  # a class's distance needs two of both
+    by_class = {"labels": (test_set.labels, made.labels), "classes": classes} if fewest > 1 else {}
     said = judge + (", which also chose the images, so the score flatters them" if judge == args.classifier else "")
     print(generation.score(real, fake, features=said, split="test images", **by_class))

@@ -248,6 +248,8 @@ def test_a_classifier_is_trained_explained_and_examined(here: Path, capsys: pyte
     assert "Explanations" in (folder / "report.html").read_text()
     assert commands.main(["explain", str(folder), "--class", "dragon"]) == 1
     assert "--class 'dragon' is unknown; the classes are" in capsys.readouterr().err
+    assert commands.main(["explain", str(folder), "--class", "circle"]) == 1
+    assert "--class 'circle' fits 2 classes, " in capsys.readouterr().err
     assert commands.main(["doctor", str(folder), "--steps", "0"]) == 0
     capsys.readouterr()
     assert commands.main(["train", "--resume", str(folder)]) == 0  # it is over already, and says so
@@ -290,7 +292,8 @@ def test_a_diffusion_model_is_trained_by_the_recipe_and_the_minutes(
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "9", "--folder", "run"]) == 1
     assert "run holds a run of --minutes 0.02, not 9.0; go on with the flags" in capsys.readouterr().err
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "0", "--folder", "other"]) == 1
-    assert "minutes=0.0 must be above 0" in capsys.readouterr().err
+    assert "--minutes 0 must be above 0" in capsys.readouterr().err
+    assert not (here / "other").exists()
     assert commands.main(["train", "--tiny", "--minutes", "9"]) == 1
     assert "--minutes 9 is for --recipe ddpm; 4-minutes takes its own time" in capsys.readouterr().err
 
@@ -327,6 +330,9 @@ def test_what_cannot_be_meant_is_refused(here: Path, capsys: pytest.CaptureFixtu
     data.shapes(300).save(here / "few.npz")
     assert commands.main(["train", "--data", "few.npz"]) == 1
     assert "has 243 images to train on, and --recipe 4-minutes takes batches of 1000" in capsys.readouterr().err
+    data.shapes(40).save(here / "fewer.npz")
+    assert commands.main(["train", "--tiny", "--data", "fewer.npz"]) == 1
+    assert "images to train on, and --tiny takes batches of 50" in capsys.readouterr().err
     assert not (here / "runs").exists()
 
 
@@ -398,6 +404,16 @@ def test_a_run_without_a_checkpoint_is_named(here: Path, capsys: pytest.CaptureF
     ("arguments", "words"),
     [
         (["train", "--val", "0"], "--val 0 must be above 0 and below 1"),
+        (["train", "--epochs", "3"], "--epochs 3 is for --recipe ddpm; 4-minutes takes its own length"),
+        (
+            ["train", "--tiny", "--base-channels", "8"],
+            "--base-channels 8 is for --recipe ddpm; 4-minutes takes",
+        ),
+        (["train", "--recipe", "ddpm", "--epochs", "0"], "--epochs 0 must be at least 1"),
+        (["train", "--tiny", "--recipe", "ddpm", "--base-channels", "0"], "--base-channels 0 must be at least 1"),
+        (["train", "--recipe", "ddpm", "--minutes", "nan"], "--minutes nan must be above 0"),
+        (["train", "--name", "a", "--folder", "b"], "--name a is for a new folder below runs/; b has its name"),
+        (["train", "--resume", "a", "--epochs", "9"], "goes on with the flags that the run had; leave out --epochs 9"),
         (["doctor", "--stem", "imagenet"], "--stem imagenet is for --model resnet18 or resnet34"),
         (["doctor", "run", "--image-size", "64"], "--image-size is for a network without a run; leave it or RUN out"),
     ],
@@ -407,3 +423,4 @@ def test_flags_that_do_nothing_are_refused(
 ) -> None:
     assert commands.main(arguments) == 1
     assert words in capsys.readouterr().err
+    assert not [*here.iterdir()]

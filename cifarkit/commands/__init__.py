@@ -1,7 +1,7 @@
 """The command line: ``python -m cifarkit train | generate | explain | lr-find | report | doctor``.
 
-Each command is a few calls of the library. It ends with 0; with 1 after an error, which is one line on stderr; with 2
-if the command or a flag is unknown; with 130 after Ctrl-C.
+Each command is a few calls of the library. It ends with 0; with 1 after an error, which is told on stderr; with 2 if
+the command or a flag is unknown; with 130 after Ctrl-C.
 """
 
 from __future__ import annotations

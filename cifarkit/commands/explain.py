@@ -75,5 +75,6 @@ def run(args: argparse.Namespace) -> int:
 def _index(name: str, classes: list[str]) -> int:
     found = [name] if name in classes else [own for own in classes if name in own]  # "plane" is airplane
     if len(found) != 1:
-        raise ValueError(f"--class {name!r} is unknown; the classes are {', '.join(classes)}")
+        problem = f"fits {len(found)} classes, {', '.join(found)}" if found else "is unknown"
+        raise ValueError(f"--class {name!r} {problem}; the classes are {', '.join(classes)}")
     return classes.index(found[0])

@@ -53,5 +53,7 @@ def run(args: argparse.Namespace) -> int:
     choices = {"per_class": args.per_class, "batch_size": args.batch_size, "seed": args.seed}
     choices |= own_part()  # of torchrun, and so of the images
     made = generation.generate_dataset(sample, classes=settings["classes"], folder=folder, about=about, **choices)
-    print(f"{len(made):,} images in {folder}, each described by a line of its manifest.jsonl")
+    rank, several = choices["rank"], choices["world_size"] > 1
+    manifest = "the last rank writes manifest.jsonl" if several else "each described by a line of its manifest.jsonl"
+    print(f"{len(made):,} images{f' of rank {rank}' if several else ''} in {folder}, {manifest}")
     return 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     names = [*recipes.SPEEDRUN, "ddpm"]
     flag("--recipe", default="4-minutes", choices=names, help=f"{', '.join(names)}; default 4-minutes")
-    flag("--val", type=float, default=0.1, help="share of the training images to hold out (default 0.1)")
-    flag("--epochs", type=int, default=20, help="of ddpm; the others have their own")
+    flag("--val", type=float, help="share of the training images to hold out (default 0.1)")
+    flag("--epochs", type=int, help="of ddpm (default 20); the others have their own")
     flag("--minutes", type=float, help="of ddpm: as many updates as fit into them, instead of --epochs")
-    flag("--base-channels", type=int, default=64, help="of ddpm's network")
+    flag("--base-channels", type=int, help="of ddpm's network (default 64)")
     flag("--name", help="of the run folder")
     flag("--folder", help="of the run, new or to go on with; a new one below runs/ if left out")
     flag("--resume", metavar="FOLDER", help="go on with a stopped run, with the flags it had")
@@ -53,12 +54,15 @@ def run(args: argparse.Namespace) -> int:
     if args.resume and args.folder:
         raise ValueError("--resume and --folder both name the folder of the run; give one of them")
     resume, folder = args.resume or "auto", args.resume or args.folder
+    if args.name and folder:
+        raise ValueError(f"--name {args.name} is for a new folder below runs/; {folder} has its name")
     if args.resume:
+        for name in ("epochs", "minutes", "base_channels", "val"):
+            if (value := getattr(args, name)) is not None:
+                raise ValueError(f"--resume goes on with the flags that the run had; leave out {_given(name, value)}")
         args = recorded_flags(on_first_rank(lambda: read_settings(resume)), args)
-    if args.minutes is not None and args.recipe != "ddpm":
-        raise ValueError(f"--minutes {args.minutes:g} is for --recipe ddpm; {args.recipe} takes its own time")
-    if not 0 < args.val < 1:
-        raise ValueError(f"--val {args.val:g} must be above 0 and below 1")
+    else:
+        _settle(args)
     seed_everything(args.seed)
     whole = load_images(args, train=True)
     if whole.image_shape[0] not in (1, 3):  # which is said before the training, not at its end
@@ -81,14 +85,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settle(args: argparse.Namespace) -> None:
+    """Check the numbers, and put in those that were left out; which were given is not to be seen any more."""
+    for name, usual in {"epochs": 20, "minutes": None, "base_channels": 64}.items():
+        value = getattr(args, name)
+        if value is not None and args.recipe != "ddpm":
+            kind = "time" if name == "minutes" else "length" if name == "epochs" else "network"
+            raise ValueError(f"{_given(name, value)} is for --recipe ddpm; {args.recipe} takes its own {kind}")
+        setattr(args, name, usual if value is None else value)
+    args.val = 0.1 if args.val is None else args.val
+    if not 0 < args.val < 1:
+        raise ValueError(f"{_given('val', args.val)} must be above 0 and below 1")
+    for name in ("epochs", "base_channels"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{_given(name, getattr(args, name))} must be at least 1")
+    if args.minutes is not None and not 0 < args.minutes < math.inf:
+        raise ValueError(f"{_given('minutes', args.minutes)} must be above 0")
+
+
+def _given(name: str, value: float) -> str:
+    return f"--{name.replace('_', '-')} {value:g}"
+
+
 def describe_classifier(args: argparse.Namespace, train_set: ImageDataset) -> dict[str, Any]:
     """Return the settings of a run that trains by a recipe."""
     recipe, (mean, std) = _recipe(args), train_set.mean_std()
     batch = round(recipe.batch_size / recipe.keep)
     if len(train_set) < batch:
+        which = "--tiny" if args.tiny else f"--recipe {args.recipe}"
         raise ValueError(
-            f"--data {args.data} has {len(train_set)} images to train on, and --recipe {args.recipe} takes batches of "
-            f"{batch}; examples/train_classifier.py trains with smaller ones"
+            f"--data {args.data} has {len(train_set)} images to train on, and {which} takes batches of {batch}; "
+            "examples/train_classifier.py trains with smaller ones"
         )
     network = {"num_classes": train_set.num_classes, "widths": list(recipe.widths), "depth": recipe.depth}
     channels, height, _ = train_set.image_shape

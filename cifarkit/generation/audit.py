@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,15 @@ def nearest_copies(real: Tensor, fake: Tensor, *, mirror: bool = False) -> Copie
         TypeError: if they are no tensors of one kind, uint8 or float.
         ValueError: if their shapes do not fit together, or a value is not finite.
     """
-    for name, images in (("real", real), ("fake", fake)):
+    real, fake = check_images(real, fake, ("real", "fake"), mirror=mirror)
+    found = [_nearest(real, part, mirror) for part in torch.split(fake, _FAKES)]
+    return Copies(torch.cat([part.distances for part in found]), torch.cat([part.indices for part in found]))
+
+
+def check_images(real: Any, fake: Any, names: tuple[str, str], *, mirror: bool) -> tuple[Tensor, Tensor]:
+    """Return both on the CPU if they fit together, or raise as :func:`nearest_copies`; names are those of arguments."""
+    first, second = names
+    for name, images in ((first, real), (second, fake)):
         if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
             got = getattr(images, "dtype", type(images).__name__)
             raise TypeError(f"{name} must be a uint8 or float tensor of images or features, got {got}")
@@ -46,14 +54,12 @@ def nearest_copies(real: Tensor, fake: Tensor, *, mirror: bool = False) -> Copie
         if images.is_floating_point() and not images.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
     if (real.dtype == torch.uint8) != (fake.dtype == torch.uint8):
-        raise TypeError(f"real is {real.dtype} and fake {fake.dtype}; give both as uint8 or both as float")
+        raise TypeError(f"{first} is {real.dtype} and {second} {fake.dtype}; give both as uint8 or both as float")
     if real.shape[1:] != fake.shape[1:]:
-        raise ValueError(f"real has rows of shape {tuple(real.shape[1:])} and fake {tuple(fake.shape[1:])}")
+        raise ValueError(f"{first} has rows of shape {tuple(real.shape[1:])} and {second} {tuple(fake.shape[1:])}")
     if mirror and real.dim() != 4:
         raise ValueError("mirror=True needs images (N, C, H, W); features have no mirror image")
-    real, fake = real.detach().cpu(), fake.detach().cpu()
-    found = [_nearest(real, part, mirror) for part in torch.split(fake, _FAKES)]
-    return Copies(torch.cat([part.distances for part in found]), torch.cat([part.indices for part in found]))
+    return real.detach().cpu(), fake.detach().cpu()
 
 
 def _nearest(real: Tensor, fake: Tensor, mirror: bool) -> Copies:
@@ -129,6 +135,8 @@ def check_copies(train: Tensor, fake: Tensor, other_real: Tensor, *, mirror: boo
         TypeError, ValueError: as :func:`nearest_copies`.
         ValueError: if every other real image is a training image.
     """
+    check_images(train, fake, ("train", "fake"), mirror=mirror)
+    check_images(train, other_real, ("train", "other_real"), mirror=mirror)  # before the search, which may take long
     copies = nearest_copies(train, fake, mirror=mirror)
     usual = nearest_copies(train, other_real, mirror=mirror).distances
     usual = usual[usual > 0]

@@ -31,15 +31,18 @@ def check_features(name: str, features: Any, least: int = 1) -> Tensor:
     return features.detach().cpu().double()
 
 
-def check_pair(real: Any, fake: Any, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Return both as :func:`check_features` does.
+def check_pair(
+    real: Any, fake: Any, least: int = 1, names: tuple[str, str] = ("real", "fake")
+) -> tuple[Tensor, Tensor]:
+    """Return both as :func:`check_features` does; names are those of the arguments.
 
     Raises:
         ValueError: if they differ in D.
     """
-    one, other = check_features("real", real, least), check_features("fake", fake, least)
+    one, other = (check_features(name, part, least) for name, part in zip(names, (real, fake), strict=True))
     if one.shape[1] != other.shape[1]:
-        raise ValueError(f"real has D={one.shape[1]} and fake D={other.shape[1]}; take both from one network")
+        first, second = names
+        raise ValueError(f"{first} has D={one.shape[1]} and {second} D={other.shape[1]}; take both from one network")
     return one, other
 
 

@@ -25,6 +25,7 @@ Sample: TypeAlias = Callable[[Tensor, SampleGenerators], Tensor]
 
 _FILTERED_BATCHES = 8  # batches whose rejects share the batches of the next attempt, so that these are seldom small
 _OWN_NAMES = ("file", "class", "label", "index", "seed", "attempt", "scores")
+_LUCK = 5  # images that a class may lack by chance before its filter is taken to be hopeless
 _ROUNDING = 4  # of 255, on average: more than bf16 and another size of the batch can make of an image
 
 
@@ -53,7 +54,8 @@ def generate_dataset(
         sample: (labels int64 (B,), generator) -> images (B, 1 or 3, H, W), float in [-1, 1]; see SampleGenerators.
         keep: (images as stored, in [-1, 1], labels) -> bool (B,), or that and {name: scores (B,)} for the manifest.
         about: facts of the sampler for the manifest and for telling exports apart: sampler, steps, guidance, weights.
-        max_attempts: candidates that a class may need an image, on average, before ``keep`` is taken to be hopeless.
+        max_attempts: candidates that a class may need an image, on average, before ``keep`` is taken to be hopeless;
+            five images of bad luck are allowed for.
         rank, world_size: this process among all that fill the folder; the images of this rank are returned.
     Raises:
         ValueError, TypeError: for a wrong argument, images out of range, or a folder that is not this export's.
@@ -77,14 +79,19 @@ def generate_dataset(
     if not own:
         least = f"{group} images, which the ranks take in turn"
         raise ValueError(f"rank={rank} is left without one of the parts of {least}; give fewer ranks or batch_size=")
-    files.claim(export.folder, settings)
+    new = files.claim(export.folder, settings)
     export.take_stock(per_class, {place for part in own for place in part}, progress, alone=world_size == 1)
     bar = tqdm(total=sum(map(len, own)), initial=len(export.lines), unit="image", disable=None if progress else True)
     with bar:
         if 0 < len(export.lines) < bar.total and all(place in export.lines for place in own[0][:batch_size]):
             export.make(own[0][:batch_size], 0)  # writes nothing, but finds out whether the sampler is another
-        for part in own:
-            export.fill(part, batch_size, bar)
+        try:
+            for part in own:
+                export.fill(part, batch_size, bar)
+        except Exception:
+            if new and world_size == 1:  # a sampler that fails at once, by a wrong setting, leaves no trace of it
+                files.give_up_if_empty(export.folder)
+            raise
     export.write_manifest(per_class)
     return export.dataset()
 
@@ -199,11 +206,13 @@ class _Export:
             )
 
     def check_hope(self) -> None:
-        """Raise RuntimeError if a class gets too few images out of its candidates."""
-        for name, tried, kept in zip(self.classes, self.tried, self.kept, strict=True):
-            if self.keep is not None and tried > self.max_attempts * (kept + 1):
+        """Raise RuntimeError if a class, or all of them together, get too few images out of their candidates."""
+        whose = [*(f"class {name!r}" for name in self.classes), "all classes"]
+        counts = zip([*self.tried, sum(self.tried)], [*self.kept, sum(self.kept)], strict=True)
+        for whom, (tried, kept) in zip(whose, counts, strict=True):
+            if self.keep is not None and tried > self.max_attempts * (kept + _LUCK):
                 raise RuntimeError(
-                    f"keep turned down {tried - kept} of {tried} candidates of class {name!r}, more than "
+                    f"keep turned down {tried - kept} of {tried} candidates of {whom}, more than "
                     f"max_attempts={self.max_attempts} an image; loosen keep, raise max_attempts or improve the "
                     f"generator. What was kept stays in {shown(self.folder)}"
                 )

@@ -32,12 +32,13 @@ _NOTE = "cifarkit"  # the name of a PNG's text chunk that holds its line of the 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FLUSHERS = 16  # threads: each waits for the disk most of the time
 _CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode, the last two ends of lines
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 _LARGEST_SETTINGS = 10_000_000  # bytes
 _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def check_class_names(classes: Any) -> tuple[str, ...]:
-    """Return the names of the classes if each can be the name of a folder, on any system.
+    """Return the names of the classes if each can be the name of a folder, on Linux, macOS and Windows.
 
     Raises:
         TypeError: if classes is no sequence of text.
@@ -57,14 +58,17 @@ def check_class_names(classes: Any) -> tuple[str, ...]:
             raise ValueError(
                 f"classes holds {name!r}; a name becomes a folder that is seen: no dot or blank at its ends"
             )
-        if name.casefold() in seen:
-            raise ValueError(f"classes holds {seen[name.casefold()]!r} and {name!r}, one folder on some systems")
-        seen[name.casefold()] = name
+        if name.partition(".")[0].strip().casefold() in _DEVICES:
+            raise ValueError(f"classes holds {name!r}; a name becomes a folder, and on Windows this is a device")
+        alike = unicodedata.normalize("NFC", name.casefold())  # letters with an accent can be written in two ways
+        if alike in seen:
+            raise ValueError(f"classes holds {seen[alike]!r} and {name!r}, one folder on some systems")
+        seen[alike] = name
     return tuple(classes)
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder this export's, or find that it is.
+def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Make a folder this export's, or find that it is; tell whether it is new.
 
     Raises:
         ValueError: if it holds files of another origin, or an export with other settings.
@@ -87,6 +91,13 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"folder={str(folder)!r} was begun with {name}={begun.get(name)!r}, not {settings.get(name)!r}; "
                 "give the same again, or another folder"
             )
+    return not visible
+
+
+def give_up_if_empty(folder: Path) -> None:
+    """Take back a claim to a folder in which nothing has been made, so that other settings may be given."""
+    if set(_visible(folder)) == {SETTINGS}:
+        (folder / SETTINGS).unlink()
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

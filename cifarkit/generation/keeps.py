@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_callable, check_number
-from cifarkit.generation.audit import nearest_copies
+from cifarkit.generation.audit import check_images, nearest_copies
 from cifarkit.generation.candidates import Keep, describe_keep, read_verdict
 from cifarkit.generation.export import weights_hash
 from cifarkit.inference import predict
@@ -72,6 +72,7 @@ class KeepNew:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+        check_images(self.train, pixels, ("train", "a batch of images"), mirror=self.mirror)
         distances = nearest_copies(self.train, pixels, mirror=self.mirror).distances
         return distances >= self.distance, {"distance": distances}
 

@@ -108,7 +108,7 @@ def score(
         one, other, theirs = _halves(real, None if labels is None else labels[0], seed)
         beneath = f"two halves of the real images, {len(one):,} and {len(other):,}"
     else:
-        one, other = check_pair(real, other_real, least=_FEWEST)
+        one, other = check_pair(real, other_real, _FEWEST, ("real", "other_real"))
         theirs = None if other_labels is None or labels is None else (labels[0], other_labels)
         beneath = f"the same real images and {len(other):,} others"
     floor_per_class = _by_class(("real", "other real"), one, other, theirs, classes, lenient=True)

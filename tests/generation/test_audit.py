@@ -106,6 +106,10 @@ def test_a_single_copy_is_seen_and_training_images_among_the_others_hide_none() 
     copied = check_copies(train, train[:50], torch.cat([other[:98], train[:2]]))
     assert len(copied.usual) == 98
     assert copied.share == 1
+    with pytest.raises(ValueError, match=r"train has rows of shape .* and other_real \("):
+        check_copies(train, new, other[..., :-1])
+    with pytest.raises(TypeError, match=r"train is torch\..* and other_real torch\."):
+        check_copies(train, new, other.float() if other.dtype == torch.uint8 else other.byte())
     with pytest.raises(ValueError, match="other_real holds only training images; give real images that were not"):
         check_copies(train, new, train[:5])
 

@@ -326,11 +326,42 @@ def test_a_hopeless_filter_ends_with_words(tmp_path: Path) -> None:
     def no_dogs(images: Tensor, labels: Tensor) -> Tensor:
         return labels != 1
 
-    message = r"keep turned down 12 of 12 candidates of class 'dog', more than max_attempts=10 an image"
+    message = r"keep turned down (\d+) of \1 candidates of class 'dog', more than max_attempts=10 an image"
     with pytest.raises(RuntimeError, match=message):
         export(tmp_path, keep=no_dogs, max_attempts=10)
     assert not [name for name in contents(tmp_path) if name.startswith("dog")]
     assert (tmp_path / "cat" / "000003.png").exists()  # what was kept stays
+
+
+def test_a_filter_that_keeps_none_at_all_is_found_out_sooner(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="turned down 60 of 60 candidates of all classes, more than max"):
+        export(tmp_path, keep=lambda images, labels: labels < 0, max_attempts=10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bad_luck_alone_makes_no_filter_hopeless(seed: int, tmp_path: Path) -> None:
+    luck = torch.Generator().manual_seed(seed)
+
+    def rarely(images: Tensor, labels: Tensor) -> Tensor:  # a fifth of max_attempts an image
+        return torch.rand(len(labels), generator=luck) < 0.25
+
+    classes = [f"class {number}" for number in range(40)]
+    made = export(tmp_path, keep=rarely, classes=classes, per_class=1, max_attempts=20)
+    assert len(made) == 40
+
+
+def test_a_sampler_that_fails_at_once_leaves_the_folder_to_other_settings(tmp_path: Path) -> None:
+    def fails(labels: Tensor, generator: SampleGenerators) -> Tensor:
+        raise ValueError("steps=0 must be at least 1")
+
+    with pytest.raises(ValueError, match="steps=0"):
+        export(tmp_path / "new", sample=fails, about={"steps": 0})
+    assert not contents(tmp_path / "new")
+    export(tmp_path / "new", about={"steps": 1})
+    before = contents(tmp_path / "new")
+    with pytest.raises(ValueError, match="steps=0"):  # what was begun keeps its settings
+        export(tmp_path / "new", sample=fails, about={"steps": 1}, per_class=5)
+    assert contents(tmp_path / "new") == before
 
 
 @pytest.mark.parametrize(

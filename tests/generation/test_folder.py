@@ -29,6 +29,9 @@ from cifarkit.generation.folder import check_class_names
         (["manifest.jsonl"], ValueError, "a name becomes a folder that is seen"),
         (["cat", "cat"], ValueError, "classes holds 'cat' and 'cat', one folder on some systems"),
         (["cat", "Cat"], ValueError, "classes holds 'cat' and 'Cat', one folder"),
+        (["é", "e\u0301"], ValueError, "one folder on some systems"),
+        (["cat", "NUL"], ValueError, "'NUL'; a name becomes a folder, and on Windows this is a device"),
+        (["com1.x"], ValueError, "on Windows this is a device"),
     ],
 )
 def test_a_name_that_can_be_no_folder_is_refused(classes: Any, error: type, message: str) -> None:
@@ -37,7 +40,7 @@ def test_a_name_that_can_be_no_folder_is_refused(classes: Any, error: type, mess
 
 
 def test_usual_names_pass() -> None:
-    names = ("aquarium_fish", "Straße 9", "t-shirt", "ネコ")
+    names = ("aquarium_fish", "Straße 9", "t-shirt", "ネコ", "console")
     assert check_class_names(list(names)) == names
 
 
