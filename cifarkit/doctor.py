@@ -72,6 +72,8 @@ def measure_speed(steps: int = 20, *, model: nn.Module | None = None, image_size
         ValueError: if steps is below 1.
     """
     steps = check_integer("steps", steps, 1)
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     network = SpeedNet() if model is None else model
     images = torch.randn(_BATCH, _channels(network), image_size, image_size, dtype=dtype_of(network, torch.float32))
     labels = torch.zeros(_BATCH, dtype=torch.int64)

@@ -95,7 +95,7 @@ def predict(
     eight_bits = precision == "int8"
     with evaluation_mode(model), inference_autocast("auto" if eight_bits else precision, device):
         quantized = _quantized(model, images) if eight_bits else None
-        network = EitherLayout(quantized or frozen_copy(model, images, views * len(images)))
+        network = EitherLayout(quantized or frozen_copy(model, images, views * len(images)), copies=True)
         if views == 1 or unsure == 1:
             return classify(images, views)
         logits = classify(images, 1)
@@ -129,8 +129,7 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
     folded = fold_batchnorm(model) if evaluations >= _WORTH_FREEZING else None
     if folded is None:
         return model
-    weight = next(model.parameters())  # a network with BatchNorm has some
-    few = images[:_COMPARED].to(weight.device, weight.dtype)  # in bf16 for a network in bf16
+    few = images[:_COMPARED].to(device_of(model), dtype_of(model, images.dtype))  # in bf16 for a network in bf16
     original = EitherLayout(model)
     with torch.autocast(few.device.type, enabled=False):
         expected = original(few.clone())  # which the model may change in place
@@ -138,14 +137,14 @@ def frozen_copy(model: nn.Module, images: Tensor, evaluations: int) -> nn.Module
             return model
         if not isinstance(expected, Tensor):  # which is said when it is asked
             return model
-        found = folded(few)
+        found = folded(few.clone())
     alike = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     return lay_out(folded, torch.channels_last) if alike else model
 
 
 def _average_views(network: EitherLayout, images: Tensor, views: int) -> Tensor:
     def classify(batch: Tensor) -> Tensor:
-        logits = network(batch.clone(memory_format=torch.channels_last))  # a model may change its images in place
+        logits = network(batch)
         if not isinstance(logits, Tensor):
             raise TypeError(f"model returns a {type(logits).__name__}; it must return logits (B, K), a tensor")
         return logits

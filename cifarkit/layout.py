@@ -33,16 +33,20 @@ class EitherLayout:
     """A network that gets its images in channels_last, and in PyTorch's usual layout once it has refused that.
 
     Its own weights, which pass their layout on to feature maps, are then laid out as usual, too.
+
+    Args:
+        network: images (B, C, H, W), and others -> anything.
+        copies: give it a copy of the images each time, as it may change them in place.
     """
 
-    def __init__(self, network: Callable[..., Any]) -> None:
-        self.network, self.layout = network, torch.channels_last
+    def __init__(self, network: Callable[..., Any], *, copies: bool = False) -> None:
+        self.network, self.copies, self.layout = network, copies, torch.channels_last
 
     def __call__(self, images: Tensor, *others: Any) -> Any:
         if images.dim() != 4:
             return self.network(images, *others)
         try:
-            return self.network(images.contiguous(memory_format=self.layout), *others)
+            return self.network(self._laid_out(images), *others)
         except RuntimeError as error:
             if self.layout is torch.contiguous_format or not refuses_channels_last(error):
                 raise
@@ -50,4 +54,7 @@ class EitherLayout:
         if isinstance(self.network, nn.Module):
             lay_out(self.network, torch.contiguous_format)
         torch.clear_autocast_cache()  # which holds kernels in the layout that was refused
-        return self.network(images.contiguous(), *others)
+        return self.network(self._laid_out(images), *others)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return (images.clone if self.copies else images.contiguous)(memory_format=self.layout)

@@ -39,6 +39,8 @@ class QuantizedNetwork(nn.Module):
         if not isinstance(model, nn.Module) or not isinstance(images, Tensor) or not images.is_floating_point():
             got = f"{type(model).__name__} and {images.dtype if isinstance(images, Tensor) else type(images).__name__}"
             raise TypeError(f"give a torch.nn.Module and images (N, C, H, W), float as in training; got {got}")
+        if images.dim() != 4:
+            raise ValueError(f"images must be (N, C, H, W); got shape {tuple(images.shape)}")
         devices = {str(parameter.device) for parameter in model.parameters()} - {"cpu"}
         if devices:
             raise ValueError(f"the model is on {min(devices)}, and eight bits are for the CPU")
@@ -55,7 +57,10 @@ class QuantizedNetwork(nn.Module):
             raise ValueError("torch.fx cannot follow the model's forward pass, or the model has hooks")
         asked = EitherLayout(original)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            expected = torch.cat([asked(batch) for batch in torch.split(images.cpu().float(), _AT_A_TIME)])
+            outputs = [asked(batch) for batch in torch.split(images.cpu().float(), _AT_A_TIME)]
+            if not isinstance(outputs[0], Tensor):
+                raise TypeError(f"model returns a {type(outputs[0]).__name__}; it must return logits (B, K), a tensor")
+            expected = torch.cat(outputs)
             batches = torch.split(images.cpu().float().contiguous(memory_format=asked.layout), _AT_A_TIME)
             try:
                 self.network = _convert(traced, batches)

@@ -106,7 +106,7 @@ class Draws:
     def __init__(
         self, seed: int, epoch: int, samples: Tensor, *, device: torch.device | str = "cpu", stage: int | None = None
     ) -> None:
-        self.seed, self.epoch, self.stage = check_integer("seed", seed), epoch, epoch if stage is None else stage
+        self.seed, self.epoch, self.stage = check_integer("seed", seed), epoch, stage
         self.samples, self.device = samples, torch.device(device)
         key = _mix(_mix(np.array([self.seed & _MASK], np.uint64)) + np.uint64(epoch))
         self._keys = _mix(key + samples.cpu().numpy().astype(np.uint64) * _GOLDEN)  # (B,)

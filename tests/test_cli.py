@@ -292,7 +292,7 @@ def test_a_diffusion_model_is_trained_by_the_recipe_and_the_minutes(
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "9", "--folder", "run"]) == 1
     assert "run holds a run of --minutes 0.02, not 9.0; go on with the flags" in capsys.readouterr().err
     assert commands.main(["train", "--tiny", "--recipe", "ddpm", "--minutes", "0", "--folder", "other"]) == 1
-    assert "--minutes 0 must be above 0" in capsys.readouterr().err
+    assert "--minutes 0 must be a finite number above 0" in capsys.readouterr().err
     assert not (here / "other").exists()
     assert commands.main(["train", "--tiny", "--minutes", "9"]) == 1
     assert "--minutes 9 is for --recipe ddpm; 4-minutes takes its own time" in capsys.readouterr().err
@@ -411,7 +411,7 @@ def test_a_run_without_a_checkpoint_is_named(here: Path, capsys: pytest.CaptureF
         ),
         (["train", "--recipe", "ddpm", "--epochs", "0"], "--epochs 0 must be at least 1"),
         (["train", "--tiny", "--recipe", "ddpm", "--base-channels", "0"], "--base-channels 0 must be at least 1"),
-        (["train", "--recipe", "ddpm", "--minutes", "nan"], "--minutes nan must be above 0"),
+        (["train", "--recipe", "ddpm", "--minutes", "nan"], "--minutes nan must be a finite number above 0"),
         (["train", "--name", "a", "--folder", "b"], "--name a is for a new folder below runs/; b has its name"),
         (["train", "--resume", "a", "--epochs", "9"], "goes on with the flags that the run had; leave out --epochs 9"),
         (["doctor", "--stem", "imagenet"], "--stem imagenet is for --model resnet18 or resnet34"),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,6 +129,9 @@ def test_wrong_arguments_are_named() -> None:
         doctor.examine_model(SpeedNet(4, widths=(4, 4, 4)), 2)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         doctor.measure_speed(0)
+    not_built: Any = nn.Linear
+    with pytest.raises(TypeError, match=r"model is a type; give a torch\.nn\.Module"):
+        doctor.measure_speed(1, model=not_built)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -1,5 +1,6 @@
 """predict: the modes it finds are the modes it leaves, batches do not matter, views by hand, bad input named."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -289,17 +290,33 @@ def test_a_model_that_returns_no_tensor_is_named(count: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_model_that_works_in_place_leaves_the_images_alone(channels: int, count: int, views: int) -> None:
     class InPlace(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, flatten: Callable[[Tensor], Tensor]) -> None:
             super().__init__()
-            self.norm, self.head = nn.BatchNorm2d(channels), nn.Linear(64 * channels, 5)
+            self.stem, self.norm, self.head = nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 5)
+            self.flatten = flatten
 
         def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.norm(images.sub_(0.5)).flatten(1))
+            logits: Tensor = self.head(self.flatten(self.norm(self.stem(images.sub_(0.5)))))
             return logits
 
-    model, images = InPlace(), photos(count)[:, :channels]
-    expected = [model.eval()(view.clone()).detach() for view in (images, images.flip(3))[:views]]
+    images = photos(count)[:, :channels]
     before = images.clone()
-    found = predict(model, images, views=views, precision="fp32")
-    torch.testing.assert_close(found, torch.stack(expected).mean(0))
-    assert torch.equal(images, before)
+    for flatten in (lambda x: x.flatten(1), lambda x: x.view(len(x), -1)):  # which refuses channels_last
+        model = InPlace(flatten)
+        expected = [model.eval()(view.clone()).detach() for view in (images, images.flip(3))[:views]]
+        found = predict(model, images, views=views, precision="fp32")
+        torch.testing.assert_close(found, torch.stack(expected).mean(0))
+        assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("first", [torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.int64)])
+def test_the_dtype_of_images_is_that_of_the_first_weight_of_floating_point(first: Tensor) -> None:
+    class Odd(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter("odd", nn.Parameter(first, requires_grad=False))  # a module's own come first
+
+    model = Odd().eval()
+    assert next(model.parameters()).dtype == first.dtype
+    expected = model(photos(600)).detach()
+    torch.testing.assert_close(predict(model, photos(600), precision="fp32"), expected, atol=1e-4, rtol=1e-4)

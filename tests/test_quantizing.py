@@ -230,6 +230,21 @@ def test_what_is_no_network_or_no_float_images_is_named(model: Any, images: Any,
         QuantizedNetwork(model, images)
 
 
+def test_images_of_another_shape_are_named() -> None:
+    with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\); got shape \(3, 12, 12\)"):
+        QuantizedNetwork(built(Net), photos()[0])
+
+
+@with_vnni
+def test_a_model_that_returns_no_tensor_is_named() -> None:
+    class Pair(Net):
+        def forward(self, images: Tensor) -> Any:
+            return super().forward(images), images
+
+    with pytest.raises(TypeError, match=r"model returns a tuple; it must return logits \(B, K\), a tensor"):
+        predict(built(Pair), photos(), precision="int8")
+
+
 @with_vnni
 def test_equal_images_have_nothing_to_compare() -> None:
     with pytest.warns(UserWarning, match="the logits of the images do not differ"):

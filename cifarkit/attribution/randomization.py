@@ -109,16 +109,18 @@ def randomization_check(
         TypeError, ValueError: for a wrong argument, or a model without weights.
     Source: Adebayo et al. 2018, "Sanity checks for saliency maps", section 3, cascading randomisation.
     """
-    images, size, model = check_images(images), check_max_batch(max_batch), unwrapped(model)
+    images, size = check_images(images), check_max_batch(max_batch)
     stages = None if stages is None else check_integer("stages", stages, 1)
     limit, seed = check_number("limit", limit, 0, 1, above=True), check_integer("seed", seed)
     explain = explainer(method, max_batch, seed, _by_name(model, options))
     classes = check_targets(model, images, targets, size)
-    subject = copy.deepcopy(model).eval()  # explained before, too, so that nothing is left in the model itself
+    subject = copy.deepcopy(
+        getattr(model, "_orig_mod", model)
+    ).eval()  # explained before, too, so that nothing is left in the model itself
     shown, asked = images.to(device_of(subject)), classes.to(device_of(subject))
     trained = check_attributions(explain(subject, shown, asked), images)
     signed, absolute, names = [], [], []
-    for stage in _stages(_layers(subject, bring_to(subject, shown[:1])), stages):
+    for stage in _stages(_layers(unwrapped(subject), bring_to(subject, shown[:1])), stages):
         for index, (_, layer) in stage:
             _make_random(layer, seed + index)
         now = check_attributions(explain(subject, shown, asked), images)

@@ -145,8 +145,10 @@ def _function_rule(node: fx.Node) -> nn.Module | None:
         return own
     if name not in _POINTWISE_NAMES:
         return None
-    homes = [Tensor] if isinstance(node.target, str) else [F, torch]
-    function = next(getattr(home, name) for home in homes if hasattr(home, name))  # not in place: without "_"
+    if isinstance(node.target, str):
+        return Rescale(_with(getattr(Tensor, name), others, settings))
+    in_place = node.target.__name__ != name
+    function = (getattr(F, name, None) or getattr(torch, name)) if in_place else node.target
     return Rescale(_with(function, others, settings))
 
 

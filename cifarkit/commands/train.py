@@ -100,7 +100,7 @@ def _settle(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"{_given(name, getattr(args, name))} must be at least 1")
     if args.minutes is not None and not 0 < args.minutes < math.inf:
-        raise ValueError(f"{_given('minutes', args.minutes)} must be above 0")
+        raise ValueError(f"{_given('minutes', args.minutes)} must be a finite number above 0")
 
 
 def _given(name: str, value: float) -> str:

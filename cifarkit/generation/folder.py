@@ -38,7 +38,7 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def check_class_names(classes: Any) -> tuple[str, ...]:
-    """Return the names of the classes if each can be the name of a folder, on Linux, macOS and Windows.
+    """Return the names of the classes if each can be the name of a folder.
 
     Raises:
         TypeError: if classes is no sequence of text.
@@ -58,13 +58,21 @@ def check_class_names(classes: Any) -> tuple[str, ...]:
             raise ValueError(
                 f"classes holds {name!r}; a name becomes a folder that is seen: no dot or blank at its ends"
             )
+        if name.casefold() in seen:
+            raise ValueError(f"classes holds {seen[name.casefold()]!r} and {name!r}, one folder on some systems")
+        seen[name.casefold()] = name
+    return tuple(classes)
+
+
+def require_portable(classes: Sequence[str]) -> None:
+    """Raise ValueError if a folder of that name cannot be copied to Windows or macOS; of a new export alone."""
+    for name in classes:
         if name.partition(".")[0].strip().casefold() in _DEVICES:
             raise ValueError(f"classes holds {name!r}; a name becomes a folder, and on Windows this is a device")
-        alike = unicodedata.normalize("NFC", name.casefold())  # letters with an accent can be written in two ways
-        if alike in seen:
-            raise ValueError(f"classes holds {seen[alike]!r} and {name!r}, one folder on some systems")
-        seen[alike] = name
-    return tuple(classes)
+    if len({unicodedata.normalize("NFC", name.casefold()) for name in classes}) < len(classes):
+        raise ValueError(
+            f"classes={classes!r} hold a name twice, with an accent written in two ways: one folder on macOS"
+        )
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -83,6 +91,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
             "generate_dataset; give an empty folder, or the name of a new one"
         )
     if not visible:
+        require_portable(settings["classes"])
         write_atomically(json.dumps(settings, indent=1).encode() + b"\n", path)
     begun = read_settings(folder)
     for name in {**begun, **settings}:

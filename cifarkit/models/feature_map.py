@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import DenseNet, MNASNet, RegNet, ResNet, ShuffleNetV2, SwinTransformer
 
-from cifarkit.inference import evaluation_mode
+from cifarkit.inference import device_of, dtype_of, evaluation_mode
 from cifarkit.models.speednet import SpeedNet
 
 _log = logging.getLogger(__name__)
@@ -52,9 +52,8 @@ def _has_features(backbone: nn.Module) -> bool:
 
 def zero_image(backbone: nn.Module, size: tuple[int, int]) -> Tensor:
     """Make an image (1, C, H, W) as the backbone's first convolution takes it."""
-    first = next(backbone.parameters(), torch.empty(0))
     colours = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
-    return torch.zeros(1, colours, *size, device=first.device, dtype=first.dtype)
+    return torch.zeros(1, colours, *size, device=device_of(backbone), dtype=dtype_of(backbone, torch.float32))
 
 
 def look_into(backbone: nn.Module, size: tuple[int, int]) -> tuple[int, list[str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarkit.checks import check_integer, check_number, check_size
-from cifarkit.inference import device_of, evaluation_mode
+from cifarkit.inference import device_of, dtype_of, evaluation_mode
 from cifarkit.models.feature_map import feature_map, look_into, zero_image
 from cifarkit.models.vit import AttentionChoice, Block
 
@@ -118,9 +118,7 @@ class HybridClassifier(nn.Module):
         self.backbone, self._has_suggested = backbone, False
         options: dict[str, Any] = {"attention": attention, "mlp_ratio": mlp_ratio}
         self.head = AttentionHead(channels, heads, num_classes, pool="mean" if pool is None else pool, **options)
-        first = next(backbone.parameters(), None)
-        if first is not None:
-            self.head.to(first)  # its device and dtype
+        self.head.to(device_of(backbone), dtype_of(backbone, torch.get_default_dtype()))
         if self._copy_linear() and pool is None:
             self._copy_pooling(size)
         if freeze_backbone:

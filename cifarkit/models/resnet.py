@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
         raise FileNotFoundError(f"weights='{shown(path)}' is no file; give None, 'DEFAULT' or the path of a state_dict")
     packed = path.read_bytes()  # first, so that what fails later is the content and not the disk
     if path.suffix == ".safetensors":
-        return shown(path), _read_safetensors(packed, path)
+        return shown(path), _find_state_dict(_read_safetensors(packed, path), path)
     try:
         if packed.startswith(_ZIP_START):  # weights older than PyTorch 1.6 are no zip files
             require_plain_zip(packed)

@@ -163,10 +163,11 @@ class DiffusionRecipe:
         """
         network = self.network(train_set.num_classes, train_set.image_shape)
         if any(side % network.multiple for side in train_set.image_shape[1:]):
-            sides, least = " x ".join(map(str, train_set.image_shape[1:])), network.multiple // self.patch
+            sides, levels = train_set.image_shape[1:], len(self.multipliers)
+            fits, size = not any(side % 2 ** (levels - 1) for side in sides), " x ".join(map(str, sides))
             raise ValueError(
-                f"images of {sides} do not fit patch={self.patch} and {len(self.multipliers)} levels, which take sides "
-                f"that are multiples of {network.multiple}; resize them, or give patch=1, which takes those of {least}"
+                f"images of {size} do not fit patch={self.patch} and {levels} levels, which take "
+                f"sides that are multiples of {network.multiple}; {'give patch=1' if fits else 'resize them'}"
             )
         optimizer: Optimizer = torch.optim.Adam(network.parameters(), self.lr)
         if self.muon is not None:

@@ -18,6 +18,7 @@ from cifarkit.files import atomic_file, read_file, require_plain_zip, shown, sta
 
 _END_RECORD = b"PK\x05\x06"  # the last record of a zip file; its last two bytes are the length of a comment
 _LABEL = b"sha256:"
+_OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of what PyTorch wrote before 1.6, which is no zip file
 _LARGE = 1 << 20  # bytes from which hashing is worth a thread
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, set, torch.Size, torch.dtype, torch.device)
 
@@ -85,9 +86,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     content = read_file(path)
-    _require_checksum(content, path)
+    zipped = not content.startswith(_OLD_START)
+    if zipped:
+        _require_checksum(content, path)
     try:
-        require_plain_zip(content)
+        if zipped:
+            require_plain_zip(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damage that no checksum guards against can raise anything
         reason = why_unreadable(error)

@@ -124,9 +124,10 @@ class WeightAveraging(Callback):
     def _networks(self, task: Task) -> nn.ModuleDict:
         children = dict(task.named_children())
         if self.network is None:
-            return nn.ModuleDict(
-                {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
-            )
+            trained = {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
+            if taken := [name for name in trained if hasattr(nn.ModuleDict, name)]:
+                raise ValueError(f"a network of the task is called {taken[0]!r}, as no average of it can be; rename it")
+            return nn.ModuleDict(trained)
         if self.network not in children:
             raise ValueError(f"network={self.network!r} is no child of the task; it has {sorted(children)}")
         return nn.ModuleDict({self.network: children[self.network]})

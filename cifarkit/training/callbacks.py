@@ -115,10 +115,11 @@ class EarlyStopping(Callback):
         self.monitor, self.mode = monitor, check_mode(mode, monitor)
         self.patience = check_integer("patience", patience, 0)
         self.min_delta = abs(check_number("min_delta", min_delta))
-        self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, -1
+        self._worst = math.inf if mode == "min" else -math.inf
+        self.best, self.best_epoch = self._worst, -1
 
     def on_fit_start(self, run: Run) -> None:
-        self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, run.epoch - 1
+        self.best, self.best_epoch = self._worst, run.epoch - 1
 
     def on_epoch_end(self, run: Run) -> None:
         advice = f"a callback that records it must stand before {type(self).__name__} in the list of callbacks"
@@ -134,13 +135,13 @@ class EarlyStopping(Callback):
             self._stop_if_stale(run)
 
     def on_resume(self, run: Run) -> None:
-        if run.epoch and math.isnan(run.metrics.get(self.monitor) or 0):
+        if run.epoch and not run.batches and math.isnan(run.metrics.get(self.monitor) or 0):
             run.stop(f"{self.monitor} is NaN in epoch {run.epoch - 1}")
         self._stop_if_stale(run)  # the run had ended for this reason, unless patience has been raised since
 
     def _stop_if_stale(self, run: Run) -> None:
         stale = run.epoch - 1 - self.best_epoch
-        if math.isfinite(self.best) and stale >= max(self.patience, 1):
+        if self.best != self._worst and stale >= max(self.patience, 1):
             run.stop(f"{self.monitor} has not improved on {self.best:.4g} (epoch {self.best_epoch}) for {stale} epochs")
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim import Optimizer
@@ -19,5 +20,8 @@ def clip_gradients(optimizer: Optimizer, bound: float | None, algorithm: str) ->
         return clip_grad_norm_(parameters, bound)  # an infinite norm is left to the scaler
     norm = get_total_norm([item.grad for item in parameters])
     if bound is not None:
-        clip_grad_value_(parameters, bound)
+        clip_grad_value_([item for item in parameters if not item.is_complex()], bound)
+        for item in parameters:
+            if item.is_complex():
+                torch.view_as_real(item.grad).clamp_(-bound, bound)
     return norm

@@ -24,15 +24,24 @@ def check_task(task: Task) -> Task:
     optimizers = getattr(task, "optimizers", None)
     if not isinstance(optimizers, dict) or not all(isinstance(item, Optimizer) for item in optimizers.values()):
         raise TypeError(f"{type(task).__name__}.optimizers must be a dict of name to Optimizer; got {optimizers!r}")
-    for name, optimizer in optimizers.items():
+    if not optimizers:
+        raise TypeError(f"{type(task).__name__}.optimizers is empty: nothing would be trained")
+    return task
+
+
+def check_trainable(task: Task) -> Task:
+    """Return the task if :func:`check_task` does and the loop can step its optimizers.
+
+    Raises:
+        TypeError: if it is no task, or the step of an optimizer needs a closure.
+    """
+    for name, optimizer in check_task(task).optimizers.items():
         closure = signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise TypeError(
                 f"the optimizer {name!r} is a {type(optimizer).__name__}, whose step needs a closure, and the loop has "
                 "computed the gradients before; use another, such as SGD or AdamW"
             )
-    if not optimizers:
-        raise TypeError(f"{type(task).__name__}.optimizers is empty: nothing would be trained")
     return task
 
 

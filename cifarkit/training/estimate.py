@@ -16,7 +16,7 @@ from cifarkit.checks import check_integer
 from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.contract import check_task
-from cifarkit.training.distributed import gather
+from cifarkit.training.distributed import gather, process_group
 from cifarkit.training.loading import iterating, require_batches, undisturbed
 from cifarkit.training.snapshot import untouched
 from cifarkit.training.task import Task
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _WARM_UP = 3  # updates that are not timed: the first ones build kernels and fetch memory
 
 
+@process_group()
 def estimate_seconds(trainer: Trainer, task: Task, loader: Iterable[Any], *, steps: int = 20) -> float:
     """Time some updates and say how long ``trainer.fit(task, loader)`` will take.
 

@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import count
 from types import FrameType
 from typing import Any
 
@@ -49,7 +50,7 @@ class InterruptGuard:
     def __exit__(self, *exception: object) -> None:
         self._restore()
         if self.signal_number is not None and not self._heeded:
-            if isinstance(exception[1], Exception):
+            if isinstance(exception[1], Exception) and signal.getsignal(self.signal_number) is signal.SIG_DFL:
                 traceback.print_exception(exception[1])  # which the signal would take with it
             signal.raise_signal(self.signal_number)
 
@@ -61,13 +62,14 @@ class InterruptGuard:
 
     def excusing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Pass batches on; the error that none comes is the request to leave if a signal may have ended the workers."""
-        while True:
+        for number in count():
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             except Exception:
-                self.check()
+                if number:  # before the first, the order of an epoch is drawn that a resume would draw once more
+                    self.check()
                 raise
             yield batch
 
@@ -92,7 +94,7 @@ class InterruptGuard:
             self._noted_at = now
             self.signal_number = self.signal_number or number  # that of another rank came first
             if hasattr(signal, "SIGCHLD"):  # not on Windows
-                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _ignore)
         elif number != signal.SIGTERM or now - self._noted_at > _ONE_REQUEST_SECONDS:
             self._restore()
             signal.raise_signal(number)
@@ -100,4 +102,9 @@ class InterruptGuard:
     def _restore(self) -> None:
         while self._previous:
             number, handler = self._previous.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) is _ignore:  # not PyTorch's
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing: a function, as Python complains if a signal that has come finds no handler any more."""

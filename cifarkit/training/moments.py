@@ -185,11 +185,13 @@ def _require_alike(states: Mapping[int, Any], members: Mapping[int, tuple[Tensor
         own = {number: parameter for number, parameter in own.items() if number in states}
         for name in {name for number in own for name in states[number]}:
             kinds = {number: _relation(states[number].get(name), parameter) for number, parameter in own.items()}
-            usual = Counter(kinds.values()).most_common(1)[0][0]
+            # The tensors of a single number are like it, and scalars, too.
+            counted = Counter(kind for number, kind in kinds.items() if own[number].dim())
+            usual = counted.most_common(1)[0][0] if counted else ""
             for number, found in kinds.items():
                 if name not in states[number]:
                     raise ValueError(f"{where}[{number}][{name!r}] is missing, which others of its group have")
-                if found != usual and own[number].dim():  # the tensors of a single number are like it, too
+                if found != usual and own[number].dim():
                     raise ValueError(f"{where}[{number}][{name!r}] is {found}; in others of its group it is {usual}")
 
 
@@ -198,4 +200,5 @@ def _relation(value: Any, parameter: Tensor) -> str:
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
     size = "a tensor like the parameter" if value.shape == parameter.shape else "a tensor of another shape"
-    return f"{size if value.dim() else 'a scalar tensor'} of {'floats' if value.is_floating_point() else 'integers'}"
+    kind = "floats" if value.is_floating_point() or value.is_complex() else "integers"
+    return f"{size if value.dim() else 'a scalar tensor'} of {kind}"

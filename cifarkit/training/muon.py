@@ -122,18 +122,21 @@ def muon_groups(
         raise TypeError(
             f"model is a {type(model).__name__}; give the torch.nn.Module whose parameters are to be sorted"
         )
-    layers = [layer for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, _BatchNorm))]
-    normalized = {id(layer) for layer, following in pairwise(layers) if isinstance(following, _BatchNorm)}
-    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)][1:]
-    found = {id(layer): kernel for layer in convolutions if (kernel := _kernel_of(layer)) is not None}
-    kernels = {layer: kernel for layer, kernel in found.items() if kernel.requires_grad}
+    layers = _layers_of(model)
+    followed = [*pairwise(layers), *((layer, None) for layer in layers[-1:])]
+    found = [
+        (_kernel_of(layer), isinstance(after, _BatchNorm)) for layer, after in followed if isinstance(layer, nn.Conv2d)
+    ]
+    (first, _), *behind = found or [(None, False)]
+    kernels = {id(kernel): kernel for kernel, _ in behind if kernel is not None and kernel is not first}
+    kernels = {key: kernel for key, kernel in kernels.items() if kernel.requires_grad}
     if not kernels:
         raise ValueError(f"model is a {type(model).__name__} without a second convolution to train; use torch.optim")
-    chosen = {id(kernel) for kernel in kernels.values()}
-    others = [item for item in model.parameters() if item.requires_grad and id(item) not in chosen]
+    free = {id(kernel) for kernel, normalized in behind if not normalized}  # by one of the layers that share it
+    others = [item for item in model.parameters() if item.requires_grad and id(item) not in kernels]
     groups: list[dict[str, Any]] = []
     for keep_norm in (True, False):
-        some = [kernel for layer, kernel in kernels.items() if (layer in normalized) == keep_norm]
+        some = [kernel for key, kernel in kernels.items() if (key not in free) == keep_norm]
         groups.append({"params": some, "lr": lr, "keep_norm": keep_norm})
     plain = {"orthogonal": False, "momentum": other_momentum, "adam": adam}
     other_lr = (0.001 if adam else 0.1) if other_lr is None else other_lr
@@ -144,6 +147,18 @@ def muon_groups(
         groups.append({"params": flat, "lr": bias_lr, "weight_decay": other_weight_decay * other_lr / bias_lr} | plain)
     groups.append({"params": others, "lr": other_lr, "weight_decay": other_weight_decay} | plain)
     return [group for group in groups if group["params"]]
+
+
+def _layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the modules with parameters, and BatchNorms without, in order; what forms a weight is no layer."""
+    formed = {layer for layer in model.modules() if parametrize.is_parametrized(layer)}
+    forming = {part for layer in formed for part in layer.get_submodule("parametrizations").modules()}
+
+    def counts(layer: nn.Module) -> bool:
+        owns = any(True for _ in layer.parameters(recurse=False))
+        return layer not in forming and (owns or layer in formed or isinstance(layer, _BatchNorm))
+
+    return [layer for layer in model.modules() if counts(layer)]
 
 
 def _kernel_of(layer: nn.Module) -> Tensor | None:
@@ -185,6 +200,10 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["orthogonal"] and group["adam"]:
         raise ValueError(
             "a group is stepped either by orthogonal steps or by AdamW; give one with adam orthogonal=False"
+        )
+    if group["adam"] and any(p.is_complex() for p in group["params"]):
+        raise ValueError(
+            "a group with adam=True holds a complex parameter, which its AdamW cannot step; give adam=False"
         )
     flat = next((tuple(p.shape) for p in group["params"] if p.dim() < 2), None)
     if group["orthogonal"] and flat is not None:

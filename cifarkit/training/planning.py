@@ -53,6 +53,8 @@ def plan_updates(
     share = check_number("share", share, 0, 1, above=True)
     begun = from_first_rank(lambda: any(path.parent.glob("*.pt")))
     updates = from_first_rank(lambda: _read(path) if begun and path.exists() else None)
+    if not begun and path.exists() and rank() == 0:
+        print(f"{path} is made anew, as no checkpoint, *.pt, lies beside it", flush=True)
     trial = Trainer(**{**settings, "max_steps": 1, "progress": False})
     by_epochs = trial.accumulation.total_updates(len(loader), epochs, None)  # type: ignore[arg-type]
     if updates is not None:

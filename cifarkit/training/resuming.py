@@ -101,6 +101,7 @@ def take_up(run: Run, state: dict[str, Any]) -> None:
     run.recorded, run.unlogged = (counters.get(name, {}) for name in _OPTIONAL)
     for name in counters.keys() & {*_COUNTERS}:
         setattr(run, name, counters[name])
+    run.logged_step = run.step
     if state["loader"] is not None and hasattr(run.train_loader, "load_state_dict"):
         run.batches = getattr(run.train_loader, "position", run.batches)  # in batches of the present size
     warn_of_differences(state["config"]["environment"])

@@ -68,7 +68,7 @@ class Run:
         self.unbounded = unbounded_buffers(task)  # which are left out where all must be finite
         require_own_parameters(task)
         self.schedule = trainer.schedule
-        self.step = self.epoch = self.images = 0
+        self.step = self.epoch = self.images = self.logged_step = 0
         self.batches = 0  # micro-batches of the running epoch that are used up
         self.batches_in_epoch = len(train_loader)  # type: ignore[arg-type]
         self.total_steps = trainer.accumulation.total_updates(
@@ -198,10 +198,12 @@ class Run:
                 raise
 
     def log(self) -> None:
-        """Send the means since the last log step to the loggers; raise as :meth:`read_losses` does."""
+        """Send the means since the last log step to the loggers, once a step; raise as :meth:`read_losses` does."""
         self.read_losses()
+        if self.step == self.logged_step:  # the updates since have been passed over
+            return
         metrics = self.meters.take_interval()
-        self.unlogged, later = {}, self.unlogged
+        self.unlogged, later, self.logged_step = {}, self.unlogged, self.step
         metrics |= {"lr": self._first_rate()} | later | {"images_per_second": self._speed(self._interval_clock)}
         self._interval_clock = (time.perf_counter(), self.images)
         self.metrics.update(metrics)

@@ -17,7 +17,7 @@ from cifarkit.training.accumulation import AccumulationPlan
 from cifarkit.training.callbacks import Callback
 from cifarkit.training.checkpoint import explain_resuming, find_checkpoint, load_checkpoint
 from cifarkit.training.clipping import clip_gradients
-from cifarkit.training.contract import check_task, check_update, stages_of
+from cifarkit.training.contract import check_task, check_trainable, check_update, stages_of
 from cifarkit.training.evaluation import evaluate
 from cifarkit.training.fallback import FirstAttempt, compile_networks, fall_back_to_eager, fall_back_to_usual_layout
 from cifarkit.training.interrupts import Interrupted, InterruptGuard
@@ -175,7 +175,7 @@ class Trainer:
             keep_freed_memory()
         bar = [ProgressBar()] if self.progress and distributed.rank() == 0 else []
         loggers = [*self.loggers, *bar] if distributed.rank() == 0 else []
-        run = Run(self, check_task(task), train_loader, val_loader, [*self.callbacks, *bar], loggers)
+        run = Run(self, check_trainable(task), train_loader, val_loader, [*self.callbacks, *bar], loggers)
         with scheduled_rates(task.optimizers), InterruptGuard() as guard, ExitStack() as at_the_end:
             for logger in loggers:
                 at_the_end.callback(logger.close, run)
@@ -260,7 +260,9 @@ class Trainer:
     def _run_batches(self, run: Run, batches: Iterator[Batch], guard: InterruptGuard) -> bool:
         """Train on the batches of an epoch; return False if the run ended before the last of them."""
         factor = self.accumulation.factor(run.epoch)
-        if factor == 1 and distributed.world_size() == 1:  # or gradients or other ranks wait in the middle of an update
+        if (
+            factor == 1 and distributed.world_size() == 1
+        ):  # of more, some may be counted as used; other ranks would wait
             batches = guard.excusing(batches)
         while run.batches in (0, run.batches_in_epoch) or not self.is_finished(run):
             if not (window := run.take(batches, factor)):
@@ -269,10 +271,8 @@ class Trainer:
             run.at_log_step = last or (run.step + 1) % self.log_every_n_steps == 0
             stepped = self._train_step_or_fall_back(run, window)
             run.step += stepped
-            if run.at_log_step and stepped:
+            if run.at_log_step:
                 run.log()
-            elif run.at_log_step:
-                run.read_losses()  # a window that was passed over has no step of its own in the log
             if stepped:
                 for hook in run.step_hooks:
                     hook(run)

@@ -17,13 +17,29 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         ImportError: if the name ends in .safetensors and the extra is not installed.
+        TypeError: if the network keeps something else than tensors by ``get_extra_state``.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose names nothing else would find
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise TypeError(f"{odd!r} of the model is a {type(state[odd]).__name__}; files of weights hold tensors alone")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if Path(path).suffix == ".safetensors":
-        write_atomically(_safetensors().save(weights), path)
+        write_atomically(_safetensors().save(_apart(weights)), path)
     else:
         write_checkpoint(weights, path)
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of which no two share memory, as tied weights do and safetensors refuses."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return own
 
 
 def load_weights(
@@ -44,7 +60,7 @@ def load_weights(
     weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
     if "format_version" in weights:
         try:
-            weights = _network_of_run(weights, model, path, average, network)
+            weights = _network_of_run(weights, getattr(model, "_orig_mod", model), path, average, network)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{shown(path)} calls itself the checkpoint of a run and lacks its parts: {error!r}"
@@ -53,7 +69,8 @@ def load_weights(
         raise ValueError(f"average={average!r}: {shown(path)} holds plain weights and no averaged ones")
     elif network is not None:
         raise ValueError(f"network={network!r}: {shown(path)} holds the weights of one network; leave network out")
-    own = model.state_dict()
+    plain = getattr(model, "_orig_mod", model)
+    own = plain.state_dict()
     for key in [*own, *weights]:
         sides = (weights, own)
         there, here = (tuple(getattr(side[key], "shape", "?")) if key in side else "absent" for side in sides)
@@ -63,7 +80,7 @@ def load_weights(
             )
         if isinstance(own[key], Tensor):
             require(weights[key], TENSOR, f"{shown(path)}: {key!r}")
-    model.load_state_dict(weights)
+    plain.load_state_dict(weights)
     return model
 
 
@@ -82,7 +99,7 @@ def _network_of_run(
     children: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, rest = key.partition(".")
-        children.setdefault(name, {})[rest] = tensor
+        children.setdefault(name, {})[rest.removeprefix("_orig_mod.")] = tensor  # of torch.compile
     if network is not None:
         if network not in children:
             raise ValueError(f"network={network!r}: {shown(path)} holds the networks {sorted(children)}")

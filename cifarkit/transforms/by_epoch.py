@@ -50,7 +50,7 @@ class ByEpoch(Transform):
 
     def __call__(self, images: Tensor, draws: Draws | None = None) -> Tensor:
         draws = draws_for(images, draws)
-        transform = self.at(draws.stage)
+        transform = self.at(draws.epoch if draws.stage is None else draws.stage)
         if not getattr(transform, "accepts_uint8", False):
             images = to_float(images)
         return transform(images, draws=draws) if has_parameter(transform, "draws") else transform(images)

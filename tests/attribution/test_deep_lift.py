@@ -69,6 +69,17 @@ FUNCTIONS = {
 }
 
 
+@torch.fx.wrap
+def gelu(x: Tensor, factor: float) -> Tensor:
+    return factor * F.gelu(x)
+
+
+def test_a_function_of_ones_own_is_not_taken_for_the_one_of_its_name() -> None:
+    maps = attribute(Net(lambda x: gelu(x, 2.0)).eval(), IMAGES, 1, "deep_lift", tolerance=1e-3)
+    expected = attribute(Net(lambda x: 2.0 * F.gelu(x)).eval(), IMAGES, 1, "deep_lift", tolerance=1e-3)
+    torch.testing.assert_close(maps, expected)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_sums_hold(name: str) -> None:
     model = Net(FUNCTIONS[name]).eval()

@@ -56,6 +56,22 @@ def test_layers_are_made_random_in_the_order_of_their_calls(wrap: Callable[[nn.M
     assert check.layers == (("head",), ("body",), ("stem",))
 
 
+def test_a_layer_may_be_named_as_the_wrapper_names_it() -> None:
+    wrapped = nn.DataParallel(Backwards()).eval()
+    expected = attribute(wrapped, IMAGES, 1, "grad_cam", layer="body")
+    torch.testing.assert_close(attribute(wrapped, IMAGES, 1, "grad_cam", layer="module.body"), expected)
+    check = randomization_check(wrapped, IMAGES, 1, "grad_cam", stages=None, layer="module.body")
+    assert check.layers == (("head",), ("body",), ("stem",))
+
+
+def test_a_function_gets_the_kind_of_model_that_was_given() -> None:
+    def explain(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        assert isinstance(model, nn.DataParallel)
+        return images
+
+    randomization_check(nn.DataParallel(Backwards()).eval(), IMAGES, 1, explain)
+
+
 def test_a_compiled_network_stays_compiled() -> None:
     model = compiled_in_place(Backwards())
     compiled = model._compiled_call_impl

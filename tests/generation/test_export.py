@@ -338,16 +338,15 @@ def test_a_filter_that_keeps_none_at_all_is_found_out_sooner(tmp_path: Path) -> 
         export(tmp_path, keep=lambda images, labels: labels < 0, max_attempts=10)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_bad_luck_alone_makes_no_filter_hopeless(seed: int, tmp_path: Path) -> None:
-    luck = torch.Generator().manual_seed(seed)
+def test_bad_luck_alone_makes_no_filter_hopeless(tmp_path: Path) -> None:
+    luck = torch.Generator().manual_seed(0)
 
-    def rarely(images: Tensor, labels: Tensor) -> Tensor:  # a fifth of max_attempts an image
-        return torch.rand(len(labels), generator=luck) < 0.25
+    def rarely(images: Tensor, labels: Tensor) -> Tensor:  # half of max_attempts an image, some classes need more
+        return torch.rand(len(labels), generator=luck) < 0.1
 
     classes = [f"class {number}" for number in range(40)]
-    made = export(tmp_path, keep=rarely, classes=classes, per_class=1, max_attempts=20)
-    assert len(made) == 40
+    export(tmp_path, keep=rarely, classes=classes, per_class=1, max_attempts=20)
+    assert max(line["attempt"] for line in manifest(tmp_path)) > 20
 
 
 def test_a_sampler_that_fails_at_once_leaves_the_folder_to_other_settings(tmp_path: Path) -> None:

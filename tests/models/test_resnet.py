@@ -133,8 +133,10 @@ def test_own_checkpoints_load(nest: str | None, prefix: str, tmp_path: Path) -> 
 def test_safetensors_load(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     trained = resnet18()
-    safetensors.save_file(trained.state_dict(), tmp_path / "net.safetensors")
-    assert resnet18(weights=tmp_path / "net.safetensors").fc.weight.equal(trained.fc.weight)
+    for prefix in ("", "model."):
+        state = {prefix + key: value for key, value in trained.state_dict().items()}
+        safetensors.save_file(state, tmp_path / "net.safetensors")
+        assert resnet18(weights=tmp_path / "net.safetensors").fc.weight.equal(trained.fc.weight)
 
 
 def test_a_missing_safetensors_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,10 @@ def test_a_network_takes_images_of_any_channels() -> None:
 
 
 def test_images_whose_sides_do_not_fit_are_named_with_what_does() -> None:
-    message = "images of 28 x 28 do not fit patch=2 and 3 levels, .* multiples of 8; .* patch=1, which takes .* 4"
-    with pytest.raises(ValueError, match=message):
-        DDPM["strong"].task(data.shapes(20, size=28))
+    for size, advice in ((28, "give patch=1"), (30, "resize them")):
+        message = f"images of {size} x {size} do not fit patch=2 and 3 levels, .* multiples of 8; {advice}"
+        with pytest.raises(ValueError, match=message):
+            DDPM["strong"].task(data.shapes(20, size=size))
     assert replace(DDPM["strong"], patch=1, base_channels=8).task(data.shapes(20, size=28)).model.multiple == 4
 
 

@@ -452,3 +452,10 @@ def test_batchnorm_statistics_are_measured_without_gradients() -> None:
     average = ExponentialMovingAverage(0.9)
     fit(average, task=make_task())
     assert not any(isinstance(value, Run) for value in vars(average).values())
+
+
+def test_a_network_whose_name_an_average_cannot_have_is_named() -> None:
+    task = make_task()
+    task.keys = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="a network of the task is called 'keys', as no average of it can be; rename"):
+        fit(ExponentialMovingAverage(0.9), task=task, epochs=1)

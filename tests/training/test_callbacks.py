@@ -144,6 +144,17 @@ def test_early_stopping_by_nan_stays_stopped_at_a_resume(tmp_path: Path) -> None
         assert (run.epoch, run.stopped_because) == (2, "score is NaN in epoch 1")
 
 
+def test_early_stopping_lets_half_an_epoch_of_nan_go_on(tmp_path: Path) -> None:
+    for steps in (4, 6):  # of three an epoch
+        callbacks = [Scores([1.0, math.nan] if steps == 4 else [1.0, 0.5]), EarlyStopping("score")]
+        run = fit(*callbacks, ModelCheckpoint(tmp_path), epochs=9, max_steps=steps, resume="auto")
+        assert (run.step, run.stopped_because) == (steps, None)
+
+
+def test_early_stopping_judges_a_best_that_is_infinite() -> None:
+    assert epochs_until_stop(EarlyStopping("psnr", "max", patience=2), [math.inf, 9.0, 8.0, 7.0])[0] == 2
+
+
 def test_early_stopping_does_not_miss_what_is_not_recorded_yet(tmp_path: Path) -> None:
     values: list[float | None] = [None, None, None, None, None, 0.5]
     with pytest.raises(KeyboardInterrupt):

@@ -213,6 +213,61 @@ def test_weights_come_back(name: str, tmp_path: Path) -> None:
     assert same_weights(model, other)
 
 
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_tied_weights_come_back(name: str, tmp_path: Path) -> None:
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+
+    def tied() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        return model
+
+    model = tied()
+    save_weights(model, tmp_path / name)
+    loaded = load_weights(tied(), tmp_path / name)
+    assert same_weights(loaded, model)
+    assert loaded[1].weight is loaded[0].weight
+
+
+def test_weights_of_a_compiled_network_come_back(tmp_path: Path) -> None:
+    def compiled() -> tuple[nn.Linear, Any]:
+        inner = nn.Linear(3, 2)
+        return inner, torch.compile(inner, backend="eager")
+
+    inner, model = compiled()
+    task = ClassificationTask(model, torch.optim.SGD(model.parameters(), 0.1))
+    batches = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
+    callbacks = [ExponentialMovingAverage(), ModelCheckpoint(tmp_path)]
+    Trainer(max_epochs=1, callbacks=callbacks, progress=False).fit(task, batches)
+    assert same_weights(load_weights(nn.Linear(3, 2), tmp_path / "last.pt"), inner)
+    load_weights(nn.Linear(3, 2), tmp_path / "last.pt", average="ema")
+    other, wrapper = compiled()
+    assert load_weights(wrapper, tmp_path / "last.pt") is wrapper
+    assert same_weights(other, inner)
+
+
+def test_a_file_of_an_old_pytorch_is_read(tmp_path: Path) -> None:
+    model = TinyNet()
+    torch.save(model.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same_weights(load_weights(TinyNet(), tmp_path / "old.pt"), model)
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "old.pt").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"cut\.pt cannot be read as tensors and plain types"):
+        load_weights(TinyNet(), tmp_path / "cut.pt")
+
+
+def test_weights_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    with pytest.raises(TypeError, match="'_extra_state' of the model is a dict; files of weights hold tensors alone"):
+        save_weights(Extra(2, 2), tmp_path / "net.pt")
+
+
 def test_weights_of_a_run_raw_and_averaged(tmp_path: Path) -> None:
     model, trainer = train(tmp_path)
     path = tmp_path / "last.pt"

@@ -102,36 +102,61 @@ import os, signal, sys, time, torch
 from torch import nn
 from cifarkit.training import Callback, ClassificationTask, ModelCheckpoint, Trainer
 
-waiting = sys.argv[2] == "waiting"
+folder, when = sys.argv[1:]
 
 class Images(torch.utils.data.Dataset):
+    seen = 0
+
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
-        if waiting and index == 4:
+        self.seen += 1
+        if self.seen == {"waiting": 5, "the beginning": 1}.get(when):
             os.killpg(0, signal.SIGTERM)  # by the worker, while the loop waits for its batch
         return torch.full((3, 4, 4), float(index)), index
 
 class Send(Callback):
     def on_step_end(self, run):
-        if run.step == 2 and not waiting:
+        if run.step == 2 and when == "training":
             os.killpg(0, signal.SIGTERM)  # to the worker, too, as systemd and Slurm do
             time.sleep(0.5)
 
-model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 10))
 task = ClassificationTask(model, torch.optim.SGD(model.parameters(), lr=0.01))
-loader = torch.utils.data.DataLoader(Images(), 2, num_workers=1, prefetch_factor=1)
-Trainer(max_epochs=1, callbacks=[ModelCheckpoint(sys.argv[1]), Send()], progress=False).fit(task, loader)
+loader = torch.utils.data.DataLoader(Images(), 2, shuffle=True, num_workers=1, prefetch_factor=1)
+callbacks = [ModelCheckpoint(folder), Send()]
+epochs = 1 if when == "first" else 2
+Trainer(max_epochs=epochs, callbacks=callbacks, progress=False).fit(task, loader, resume="auto")
 """
 
 
-@pytest.mark.parametrize("when", ["training", "waiting"])
-def test_a_signal_to_all_processes_ends_no_update_by_the_death_of_a_worker(when: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", IN_A_GROUP, str(tmp_path), when]
-    ended = subprocess.run(command, start_new_session=True, timeout=120, capture_output=True, text=True, check=False)
-    assert ended.returncode == 143, ended.stderr
-    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == 2
+def in_a_group(folder: Path, when: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", IN_A_GROUP, str(folder), when]
+    return subprocess.run(command, start_new_session=True, timeout=120, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert in_a_group(folder, "never").returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize(("when", "step"), [("training", 2), ("waiting", 2), ("the beginning", 4)])
+def test_a_signal_to_all_processes_ends_no_update_by_the_death_of_a_worker(
+    when: str, step: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    if when == "the beginning":  # of the second epoch
+        assert in_a_group(tmp_path, "first").returncode == 0
+    ended = in_a_group(tmp_path, when)
+    assert ended.returncode == (-signal.SIGTERM if when == "the beginning" else 143), ended.stderr  # as a shell, 143
+    assert "race condition" not in ended.stderr
+    assert load_checkpoint(tmp_path / "last.pt")["run"]["step"] == step
+    assert in_a_group(tmp_path, "never").returncode == 0
+    weights, expected = (load_checkpoint(folder / "last.pt")["task"] for folder in (tmp_path, undisturbed))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_an_error_is_shown_before_the_signal_ends_the_process(

@@ -134,6 +134,32 @@ def test_only_kernels_in_front_of_a_batchnorm_keep_their_norm() -> None:
         assert [group["keep_norm"] for group in muon_groups(network) if "keep_norm" in group] == [True]
 
 
+def test_a_batchnorm_behind_another_layer_is_not_the_kernels_own() -> None:
+    behind = (nn.ConvTranspose2d(8, 8, 3), nn.GroupNorm(2, 8), nn.PReLU())
+    for layer in behind:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), layer, nn.BatchNorm2d(8))
+        assert [group["keep_norm"] for group in muon_groups(net) if "keep_norm" in group] == [False]
+
+
+def test_a_shared_kernel_is_stepped_once() -> None:
+    first, second, third = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+    third.weight = second.weight
+    net = nn.Sequential(first, second, third, nn.BatchNorm2d(8))  # behind one of the two alone
+    kernels, others = muon_groups(net)
+    assert [id(item) for item in kernels["params"]] == [id(second.weight)]
+    assert not kernels["keep_norm"]
+    assert len(others["params"]) == 6
+    third.weight = second.weight = first.weight
+    with pytest.raises(ValueError, match="without a second convolution to train"):
+        muon_groups(net)
+
+
+def test_adamw_refuses_complex_parameters() -> None:
+    parameter = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="holds a complex parameter, which its AdamW cannot step; give adam=False"):
+        Muon([{"params": [parameter], "orthogonal": False, "adam": True}])
+
+
 def test_biases_may_have_a_group_of_their_own() -> None:
     net = small_net()
     kernels, biases, others = muon_groups(net, other_lr=0.1, other_weight_decay=1e-3, bias_lr=2.0, other_momentum=0.8)

@@ -63,10 +63,13 @@ def test_a_plan_holds_and_says_so_where_another_is_asked_for(
         assert "plan.json plans 15 updates, which hold; epochs and minutes do not change" in capsys.readouterr().out
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_planned_anew(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_planned_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "plan.json"
     assert plan(path) == 15
     assert plan(path, epochs=4) == 20
+    assert "plan.json is made anew, as no checkpoint, *.pt, lies beside it" in capsys.readouterr().out
     assert json.loads(path.read_text()) == {"updates": 20}
 
 

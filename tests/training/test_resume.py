@@ -212,6 +212,30 @@ def test_the_best_file_is_remembered(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "b").iterdir()} >= {name for _, name in second.best}
 
 
+@pytest.mark.parametrize(
+    "shapes", [{"one": (), "two": (), "kernel": (2, 2)}, {"spectrum": (2,), "bias": (2,), "kernel": (2, 2)}]
+)
+def test_parameters_that_are_scalars_or_complex_are_resumed(shapes: dict[str, Any], tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, shape in shapes.items():
+                dtype = torch.complex64 if name == "spectrum" else torch.float32
+                self.register_parameter(name, nn.Parameter(torch.ones(shape, dtype=dtype)))
+
+        def forward(self, images: Tensor) -> Tensor:
+            total = sum((parameter.abs().sum() for parameter in self.parameters()), torch.tensor(0.0))
+            return images.flatten(1)[:, :2] * total
+
+    batches = [(torch.ones(2, 3, 2, 2), torch.tensor([0, 1]))]
+    for epochs in (1, 2):
+        model = Net()
+        task = ClassificationTask(model, torch.optim.AdamW(model.parameters(), 0.1), num_classes=2)
+        callbacks = [ExponentialMovingAverage(0.9), ModelCheckpoint(tmp_path)]
+        run = Trainer(max_epochs=epochs, callbacks=callbacks, progress=False).fit(task, batches, resume="auto")
+        assert (run.step, run.resumed) == (epochs, epochs == 2)
+
+
 # The middle of an epoch.
 
 

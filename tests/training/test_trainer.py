@@ -320,6 +320,9 @@ def test_a_skipped_fp16_step_does_not_count() -> None:
     run = fit(batches_of(*[4] * 6), task, max_epochs=1, log_every_n_steps=1, loggers=[Steps()], **settings)
     assert run.step == 4
     assert logged == [1, 2, 3, 4]  # no step twice
+    factors = iter([1.0, 1.0, 1e36])
+    fit(batches_of(4, 4, 4), task, max_epochs=1, log_every_n_steps=50, loggers=[Steps()], precision="fp16-mixed")
+    assert logged[4:] == [2]  # at the end of the epoch, though its last update was passed over
     assert [step for hook, _, step in recorder.events if hook == "step_end"] == [1, 2, 3, 4]
     assert recorder.rates == pytest.approx([0.05 * schedule(step / 6) for step in range(4)])
     assert run.scalers["model"].get_scale() == 2.0**14
@@ -740,8 +743,9 @@ def test_a_network_is_no_task() -> None:
 
 
 def test_an_optimizer_that_needs_a_closure_is_named() -> None:
-    model = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     task = ClassificationTask(model, torch.optim.LBFGS(model.parameters()))
+    assert Trainer(max_epochs=1, progress=False).evaluate(task, batches_of(4))  # where nothing is stepped
     with pytest.raises(TypeError, match=r"the optimizer 'model' is a LBFGS, whose step needs a closure.*use another"):
         fit(batches_of(4), task, max_epochs=1)
 
