@@ -98,6 +98,7 @@ def check_callable(name: str, value: Any, advice: str) -> Any:
     """
     if not callable(value) or isinstance(value, type):
         what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+        what = what if len(what) < 100 else f"a {type(value).__name__}"  # not all numbers of a tensor
         raise TypeError(f"{name} is {what}; {advice}")
     return value
 

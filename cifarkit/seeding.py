@@ -96,8 +96,7 @@ class Draws:
         epoch: the epoch the draws belong to, from 0.
         samples: (B,) int64, the index of each sample in its dataset.
         device: where the drawn tensors are put.
-        stage: the epoch of the training, by which ``ByEpoch`` chooses, if that is not the one the draws belong to:
-            generated images go round in epochs of their own.
+        stage: the epoch by which ``ByEpoch`` chooses, if another: generated images go round in epochs of their own.
     Raises:
         TypeError: if seed is no integer.
     Source: SplitMix64, Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".

@@ -54,7 +54,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFix
         (["explain", "."], r"holds no settings.json"),
         (["generate", "."], r"holds no settings.json"),
         (["train", "--data", "absent.npz"], "--data absent.npz: no such file or folder"),
-        (["train", "--resume", "absent"], "holds no settings.json"),
+        (["train", "--resume", "absent"], "absent: no such folder; give that of a run"),
     ],
 )
 def test_errors_are_one_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
@@ -410,7 +410,8 @@ def test_a_run_without_a_checkpoint_is_named(here: Path, capsys: pytest.CaptureF
             "--base-channels 8 is for --recipe ddpm; 4-minutes takes",
         ),
         (["train", "--recipe", "ddpm", "--epochs", "0"], "--epochs 0 must be at least 1"),
-        (["train", "--tiny", "--recipe", "ddpm", "--base-channels", "0"], "--base-channels 0 must be at least 1"),
+        (["train", "--recipe", "ddpm", "--base-channels", "0"], "--base-channels 0 must be at least 1"),
+        (["train", "--recipe", "ddpm", "--tiny", "--epochs", "2"], "--epochs 2 is for --recipe ddpm; --tiny takes its"),
         (["train", "--recipe", "ddpm", "--minutes", "nan"], "--minutes nan must be a finite number above 0"),
         (["train", "--name", "a", "--folder", "b"], "--name a is for a new folder below runs/; b has its name"),
         (["train", "--resume", "a", "--epochs", "9"], "goes on with the flags that the run had; leave out --epochs 9"),

@@ -124,10 +124,12 @@ def read_settings(folder: str | Path, kind: str | None = None) -> dict[str, Any]
         ValueError: if the folder has none, or they are damaged, incomplete or of a network of another kind.
     """
     path = Path(folder) / _SETTINGS
+    if not Path(folder).is_dir():
+        raise ValueError(f"{shown(folder)}: no such folder; give that of a run")
     if not path.is_file():
         raise ValueError(
-            f"{shown(folder)} holds no {_SETTINGS}, which `python -m cifarkit train` writes; runs of your own scripts "
-            "are explained and sampled from Python, as the guides show"
+            f"{shown(folder)} holds no {_SETTINGS}, which `python -m cifarkit train` writes; take the weights of other "
+            "runs by load_weights(model, path), with average='ema' for the averaged ones, as the guides show"
         )
     try:
         settings: dict[str, Any] = json.loads(read_file(path, _LARGEST))

@@ -66,6 +66,8 @@ def check_generators(generator: Any, count: int) -> None:
     """
     several = [*generator] if isinstance(generator, Sequence) else [] if generator is None else [generator]
     if isinstance(generator, str) or not all(isinstance(item, torch.Generator) for item in several):
-        raise TypeError(f"generator={generator!r} is neither a torch.Generator nor a list of one for each sample")
+        raise TypeError(
+            f"generator={repr(generator)[:100]} is neither a torch.Generator nor a list of one for each sample"
+        )
     if isinstance(generator, Sequence) and (len(several) != count or not several):
         raise ValueError(f"generator holds {len(several)} for {count} samples; give one, or one for each sample")

@@ -19,6 +19,7 @@ from cifarkit.data import ImageDataset
 from cifarkit.files import shown, write_atomically
 from cifarkit.generation import folder as files
 from cifarkit.generation.candidates import Keep, describe_keep, judge, to_pixels
+from cifarkit.generation.class_names import MANIFEST, check_class_names
 from cifarkit.generation.noise import MOST_PER_CLASS, SampleGenerators, image_generator
 
 Sample: TypeAlias = Callable[[Tensor, SampleGenerators], Tensor]
@@ -62,7 +63,7 @@ def generate_dataset(
         RuntimeError: if keep turns down too many.
     """
     check_callable("sample", sample, "give a function of labels and generator that returns images in [-1, 1]")
-    names, batch_size = files.check_class_names(classes), check_integer("batch_size", batch_size, 1)
+    names, batch_size = check_class_names(classes), check_integer("batch_size", batch_size, 1)
     per_class, seed = check_integer("per_class", per_class, 1), check_integer("seed", seed)
     rank, world_size = check_integer("rank", rank, 0), check_integer("world_size", world_size, 1)
     if rank >= world_size:
@@ -89,7 +90,7 @@ def generate_dataset(
             for part in own:
                 export.fill(part, batch_size, bar)
         except Exception:
-            if new and world_size == 1:  # a sampler that fails at once, by a wrong setting, leaves no trace of it
+            if new and world_size == 1:  # a sampler or filter that fails at once leaves no trace of its settings
                 files.give_up_if_empty(export.folder)
             raise
     export.write_manifest(per_class)
@@ -211,10 +212,13 @@ class _Export:
         counts = zip([*self.tried, sum(self.tried)], [*self.kept, sum(self.kept)], strict=True)
         for whom, (tried, kept) in zip(whose, counts, strict=True):
             if self.keep is not None and tried > self.max_attempts * (kept + _LUCK):
+                allowed = (
+                    f"max_attempts={self.max_attempts} allows as many an image, and {_LUCK} times that for bad luck"
+                )
+                stays = f". What was kept stays in {shown(self.folder)}, which goes on with more max_attempts alone"
                 raise RuntimeError(
-                    f"keep turned down {tried - kept} of {tried} candidates of {whom}, more than "
-                    f"max_attempts={self.max_attempts} an image; loosen keep, raise max_attempts or improve the "
-                    f"generator. What was kept stays in {shown(self.folder)}"
+                    f"keep turned down {tried - kept} of {tried} candidates of {whom}, and {allowed}; raise "
+                    f"max_attempts, loosen keep or improve the generator{stays if self.attempts else ''}"
                 )
 
     def write_manifest(self, per_class: int) -> None:
@@ -230,7 +234,7 @@ class _Export:
                 return
             lines.append(self.lines[place] if picture is None else picture[1])
         content = "".join(f"{line}\n" for line in lines).encode()
-        path = self.folder / files.MANIFEST
+        path = self.folder / MANIFEST
         if not path.exists() or path.read_bytes() != content:
             write_atomically(content, path)
 

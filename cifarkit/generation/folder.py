@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import unicodedata
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,54 +24,12 @@ from tqdm import tqdm
 from cifarkit.checks import check_path
 from cifarkit.data import ImageDataset
 from cifarkit.files import flush_folder, read_file, remove_abandoned, shown, write_atomically
-from cifarkit.generation.noise import MOST_CLASSES
+from cifarkit.generation.class_names import MANIFEST, SETTINGS, check_class_names, require_portable
 
-SETTINGS, MANIFEST = "settings.json", "manifest.jsonl"
 _NOTE = "cifarkit"  # the name of a PNG's text chunk that holds its line of the manifest
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FLUSHERS = 16  # threads: each waits for the disk most of the time
-_CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # categories of Unicode, the last two ends of lines
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 _LARGEST_SETTINGS = 10_000_000  # bytes
-_LONGEST_NAME = 200  # bytes; file systems allow 255
-
-
-def check_class_names(classes: Any) -> tuple[str, ...]:
-    """Return the names of the classes if each can be the name of a folder.
-
-    Raises:
-        TypeError: if classes is no sequence of text.
-        ValueError: if there is none or too many, or a name cannot be a folder's or repeats.
-    """
-    if isinstance(classes, str) or not isinstance(classes, Sequence) or not all(isinstance(x, str) for x in classes):
-        raise TypeError(f"classes={classes!r} must be a sequence of names such as ('cat', 'dog')")
-    if not 1 <= len(classes) <= MOST_CLASSES:
-        raise ValueError(f"classes holds {len(classes)} names; give from 1 to {MOST_CLASSES}")
-    seen: dict[str, str] = {}
-    for name in classes:
-        if not name.strip() or len(name.encode(errors="replace")) > _LONGEST_NAME:
-            raise ValueError(f"classes holds {name!r}; a name becomes a folder, so give 1 to {_LONGEST_NAME} bytes")
-        if any(letter in '/\\:*?"<>|' or unicodedata.category(letter) in _CONTROL for letter in name):
-            raise ValueError(f'classes holds {name!r}; a name becomes a folder: no slash, :*?"<>| or control character')
-        if name[0] == "." or name[-1] in ". " or name.casefold() in (SETTINGS, MANIFEST):
-            raise ValueError(
-                f"classes holds {name!r}; a name becomes a folder that is seen: no dot or blank at its ends"
-            )
-        if name.casefold() in seen:
-            raise ValueError(f"classes holds {seen[name.casefold()]!r} and {name!r}, one folder on some systems")
-        seen[name.casefold()] = name
-    return tuple(classes)
-
-
-def require_portable(classes: Sequence[str]) -> None:
-    """Raise ValueError if a folder of that name cannot be copied to Windows or macOS; of a new export alone."""
-    for name in classes:
-        if name.partition(".")[0].strip().casefold() in _DEVICES:
-            raise ValueError(f"classes holds {name!r}; a name becomes a folder, and on Windows this is a device")
-    if len({unicodedata.normalize("NFC", name.casefold()) for name in classes}) < len(classes):
-        raise ValueError(
-            f"classes={classes!r} hold a name twice, with an accent written in two ways: one folder on macOS"
-        )
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -94,6 +51,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
         require_portable(settings["classes"])
         write_atomically(json.dumps(settings, indent=1).encode() + b"\n", path)
     begun = read_settings(folder)
+    begun, settings = _flat(begun), _flat(settings)
     for name in {**begun, **settings}:
         if begun.get(name) != settings.get(name):
             raise ValueError(
@@ -101,6 +59,15 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
                 "give the same again, or another folder"
             )
     return not visible
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which each fact of ``about`` stands by itself, so that the one that differs can be named."""
+    about = settings.get("about")
+    if not isinstance(about, Mapping):
+        return dict(settings)
+    facts = {f"about[{name!r}]": value for name, value in about.items()}
+    return {name: value for name, value in settings.items() if name != "about"} | facts
 
 
 def give_up_if_empty(folder: Path) -> None:

@@ -87,14 +87,14 @@ def score(
         split: which images the real ones are, in words, such as "CIFAR-10 training images".
         labels: of the real and of the fake images, int64 (N,) and (M,), for the kernel distance of each class.
         classes: K names.
-        other_real: features of other real images, at best M of them, whose figures are the floor. None cuts real in
-            two random halves, whose Fréchet distance is larger than that of as many images as fake has.
-        other_labels: of other_real, int64, for the floor of each class; the halves need none.
-        seed: of the halves.
+        other_real: features of other real images, whose figures are the floor: M of them, by chance, as figures depend
+            on the number. None takes them from real, at most half of it, and compares them with the rest.
+        other_labels: of other_real, int64, for the floor of each class; without other_real none are needed.
+        seed: of what is chosen by chance.
     Raises:
         TypeError: if features are no float tensors, or labels no pair of tensors.
-        ValueError: if a shape or a value is wrong, there are fewer than 6 images (12 real ones for halves), labels
-            and classes do not come together, other_labels come alone, or a class has too few images.
+        ValueError: if a shape or a value is wrong, there are fewer than 6 images (12 real ones without other_real),
+            labels and classes do not come together, other_labels come alone, or a class has too few images.
     """
     real, fake = check_pair(real, fake, least=_FEWEST)
     if (labels is None) != (classes is None):
@@ -105,10 +105,13 @@ def score(
         raise TypeError(f"labels must be a pair, those of the real and of the fake images; got {type(labels).__name__}")
     per_class = _by_class(("real", "fake"), real, fake, labels, classes)
     if other_real is None:
-        one, other, theirs = _halves(real, None if labels is None else labels[0], seed)
-        beneath = f"two halves of the real images, {len(one):,} and {len(other):,}"
+        one, other, theirs = _parts(real, len(fake), None if labels is None else labels[0], seed)
+        beneath = f"two parts of the real images, {len(one):,} and {len(other):,}"
     else:
         one, other = check_pair(real, other_real, _FEWEST, ("real", "other_real"))
+        if len(other) > len(fake) and (other_labels is None or len(other_labels) == len(other)):
+            chosen = _shuffled(len(other), seed)[: len(fake)]
+            other, other_labels = other[chosen], None if other_labels is None else other_labels[chosen]
         theirs = None if other_labels is None or labels is None else (labels[0], other_labels)
         beneath = f"the same real images and {len(other):,} others"
     floor_per_class = _by_class(("real", "other real"), one, other, theirs, classes, lenient=True)
@@ -124,12 +127,18 @@ def _measure(real: Tensor, fake: Tensor) -> dict[str, float]:
     return {"frechet": frechet_distance(real, fake), "kernel": kernel_distance(real, fake)} | shares
 
 
-def _halves(real: Tensor, labels: Tensor | None, seed: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """Cut features, and labels if there are any, into two random halves."""
+def _shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(check_integer("seed", seed)))
+
+
+def _parts(
+    real: Tensor, count: int, labels: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Cut features, and labels if there are any, at random: the second part has count rows, or half of them all."""
     if len(real) < 2 * _FEWEST:
-        raise ValueError(f"real has {len(real)} rows, too few for two halves; give other_real, or {2 * _FEWEST}")
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(check_integer("seed", seed)))
-    first, second = order[: len(real) // 2], order[len(real) // 2 :]
+        raise ValueError(f"real has {len(real)} rows, too few for two parts; give other_real, or {2 * _FEWEST}")
+    order, count = _shuffled(len(real), seed), min(count, len(real) // 2)
+    first, second = order[count:], order[:count]
     return real[first], real[second], None if labels is None else (labels[first], labels[second])
 
 

@@ -191,6 +191,7 @@ class ExponentialMovingAverage(WeightAveraging):
 
     Args:
         decay: in [0, 1); 0.999 remembers about 1,000 updates.
+        network, batchnorm_samples: as for :class:`WeightAveraging`.
     Source: Polyak and Juditsky 1992; as in ``torch.optim.swa_utils.get_ema_multi_avg_fn``.
     """
 

@@ -26,6 +26,8 @@ class ProgressBar(Callback, Logger):
     def start(self, run: Run) -> None:
         if run.trainer.precision.reason is not None:
             print(run.trainer.precision.reason, flush=True)
+        if run.resumed:
+            print(f"goes on from {run.last_checkpoint} after {run.step:,} updates", flush=True)
         if sys.stdout.isatty():
             from tqdm import tqdm
 

@@ -38,10 +38,11 @@ class SampleGrid(Callback):
         folder: where the pictures go; None keeps none.
         every_n_epochs: how often; the last epoch has its picture in any case.
         average: a callback such as ExponentialMovingAverage, whose averaged networks stand in the task meanwhile.
+        columns: images in a row of the picture, such as the samples of one class.
     Raises:
         TypeError: if sample cannot be called or average is no such callback, and later if sample returns no tensor.
-        ValueError: if every_n_epochs is below 1, and at the start for a folder that is such a link, or an average that
-            is none of the Trainer's callbacks.
+        ValueError: if every_n_epochs or columns is below 1, and at the start for a folder that is such a link, or an
+            average that is none of the Trainer's callbacks.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SampleGrid(Callback):
         *,
         every_n_epochs: int = 1,
         average: WeightAveraging | None = None,
+        columns: int = 8,
     ) -> None:
         self.sample = check_callable("sample", sample, "give a function of the task that returns images")
         if average is not None and not isinstance(average, WeightAveraging):
@@ -58,6 +60,7 @@ class SampleGrid(Callback):
             raise TypeError(f"average is a {type(average).__name__}; {advice}")
         self.folder, self.average = None if folder is None else Path(folder), average
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, 1)
+        self.columns = check_integer("columns", columns, 1)
 
     def on_fit_start(self, run: Run) -> None:
         if self.average is not None and not any(item is self.average for item in run.callbacks):
@@ -98,4 +101,5 @@ class SampleGrid(Callback):
         run.log_images("samples", (images + 1) / 2)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            plots.image_grid(images, path=self.folder / f"epoch-{epoch:03d}.png", value_range=(-1, 1))
+            path = self.folder / f"epoch-{epoch:03d}.png"
+            plots.image_grid(images, columns=self.columns, path=path, value_range=(-1, 1))

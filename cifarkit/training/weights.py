@@ -108,6 +108,8 @@ def _network_of_run(
     fitting = [name for name in sorted(children) if children[name].keys() == own.keys()]
     if len(fitting) > 1:
         fitting = [name for name in fitting if _shapes(children[name]) == _shapes(own)] or fitting
+    if not fitting and len(children) == 1:
+        return next(iter(children.values()))  # whose first key that does not fit is named
     if not fitting:
         raise ValueError(
             f"{shown(path)} holds the networks {sorted(children)}, none of which has the keys of {type(model).__name__}"

@@ -31,8 +31,12 @@ def test_the_floor_is_between_halves_or_to_other_real_images() -> None:
     halves, other = measure(), measure(other_real=normal(40, 2))
     assert 0 < halves.floor["frechet"] < halves.figures["frechet"]
     assert other.floor["frechet"] == frechet_distance(normal(80), normal(40, 2))
-    assert "real against real: two halves of the real images, 40 and 40" in halves.protocol
+    assert "real against real: two parts of the real images, 40 and 40" in halves.protocol
     assert "real against real: the same real images and 40 others" in other.protocol
+    assert "two parts of the real images, 70 and 10" in measure(fake=normal(10, 1)).protocol
+    many = measure(fake=normal(20, 1), other_real=normal(40, 2))  # figures depend on how many images there are
+    assert "the same real images and 20 others" in many.protocol
+    assert many.floor["coverage"] < measure(fake=normal(40, 1), other_real=normal(40, 2)).floor["coverage"]
     assert measure(seed=1).floor != halves.floor == measure().floor
 
 
@@ -73,7 +77,7 @@ def test_it_can_be_kept_as_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"real": normal(11)}, "real has 11 rows, too few for two halves; give other_real, or 12"),
+        ({"real": normal(11)}, "real has 11 rows, too few for two parts; give other_real, or 12"),
         ({"fake": normal(5)}, r"fake has shape \(5, 4\); it must be \(N, D\), N at least 6"),
         ({"other_real": normal(5)}, r"N at least 6"),
         ({"labels": (torch.zeros(80), torch.zeros(40))}, "labels and classes must both be given, or neither"),

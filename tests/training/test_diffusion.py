@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cifarkit.data import ImageDataset, Loader
-from cifarkit.diffusion import NoiseSchedule
+from cifarkit.diffusion import NoiseSchedule, as_denoiser
 from cifarkit.diffusion.noise_levels import fixed_noise
 from cifarkit.models import UNet
 from cifarkit.training import ExponentialMovingAverage, ModelCheckpoint, Run, Trainer, load_checkpoint
@@ -339,3 +339,12 @@ def test_a_model_that_takes_labels_but_says_no_number_of_classes_is_noticed() ->
     del model.num_classes
     with pytest.warns(UserWarning, match="takes labels but has no attribute num_classes, so it is trained without"):
         DiffusionTask(model, torch.optim.SGD(model.parameters()), SCHEDULE)
+
+
+@pytest.mark.parametrize("target", ["noise", "velocity"])
+def test_its_denoiser_knows_target_and_schedule(target: str) -> None:
+    task = tiny_task(target=target)
+    t = torch.full((6,), 500)
+    expected = as_denoiser(task.model, LABELS, guidance=0.5, target=target, schedule=SCHEDULE)
+    found = task.denoiser(LABELS, guidance=0.5)
+    assert torch.equal(found(IMAGES, t), expected(IMAGES, t))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cifarkit.checks import check_number, has_parameter
-from cifarkit.diffusion.denoiser import check_target, count_classes, sample_of
+from cifarkit.diffusion.denoiser import NetworkDenoiser, as_denoiser, check_target, count_classes, sample_of
 from cifarkit.diffusion.noise_levels import check_log_snr, draw_steps, fixed_noise
 from cifarkit.diffusion.schedule import NoiseSchedule
 from cifarkit.inference import dtype_of
@@ -90,12 +90,15 @@ class DiffusionTask(Task):
         noise, t = fixed_noise(images, self.schedule.timesteps)
         return {"loss": (self._losses(images, labels, noise, t).sum(), len(images))}
 
+    def denoiser(self, labels: Tensor | None = None, *, guidance: float = 0.0) -> NetworkDenoiser:
+        """Make the network ready to sample, as ``as_denoiser`` does, with the target and schedule of its training."""
+        return as_denoiser(self.model, labels, guidance=guidance, target=self.target, schedule=self.schedule)
+
     def inputs_of(self, network: str, batch: Batch) -> tuple[Tensor, ...]:
         """Return what the network is given for a batch, when an average of it measures its BatchNorm statistics."""
         images, labels = self._checked_batch(batch)
         t, noise, labels = self._draw(images, labels)
-        x = self.schedule.add_noise(images, noise, t)
-        x = x.to(dtype_of(self.model, x.dtype))
+        x = self.schedule.add_noise(images, noise, t).to(dtype_of(self.model, images.dtype))
         return (x, t) if labels is None else (x, t, labels)
 
     def _draw(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -109,8 +112,7 @@ class DiffusionTask(Task):
 
     def _losses(self, images: Tensor, labels: Tensor | None, noise: Tensor, t: Tensor) -> Tensor:
         """Return each image's loss (B,), a mean over its pixels."""
-        x = self.schedule.add_noise(images, noise, t)
-        x = x.to(dtype_of(self.model, x.dtype))  # add_noise gives float32 at least
+        x = self.schedule.add_noise(images, noise, t).to(dtype_of(self.model, images.dtype))
         predicted = sample_of(self.model(x, t) if labels is None else self.model(x, t, labels))
         if predicted.shape != images.shape:
             shapes = f"{tuple(predicted.shape)} for images of {tuple(images.shape)}"

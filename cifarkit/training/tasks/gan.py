@@ -113,8 +113,7 @@ class GANTask(Task):
         return images if self.augment is None else self.augment(images, draws)
 
     def _judge(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        shown = images.to(dtype_of(self.discriminator, images.dtype))  # augmentation gives float32 at least
-        logits: Tensor = self.discriminator(shown, *self._taken(labels))
+        logits: Tensor = self.discriminator(images.to(dtype_of(self.discriminator, images.dtype)), *self._taken(labels))
         if logits.shape != images.shape[:1]:
             raise ValueError(f"the discriminator must return logits (B,); it returned shape {tuple(logits.shape)}")
         return logits.float()
