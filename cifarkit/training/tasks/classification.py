@@ -31,8 +31,8 @@ class ClassificationTask(Task):
         label_smoothing: share of each label that is spread over all classes, in [0, 1) (Szegedy et al. 2016).
         mix: ``transforms.Mixup`` or ``CutMix``, used in training only; ``train_acc`` then compares with the label of
             the first image of each pair.
-        loss: (logits (B, K), labels) -> scalar mean, instead of cross-entropy, in validation, too; labels are int64 (B,),
-            or float32 (B, K) with mix. Without it the validation loss is cross-entropy without smoothing.
+        loss: (logits (B, K), labels) -> scalar mean, instead of cross-entropy, in validation, too; labels are int64,
+            (B,), or float32, (B, K), with mix. Without it the validation loss is cross-entropy without smoothing.
         class_weights: K numbers from 0, how much each class counts in both losses; the loss of an image is
             -sum_k w_k q_k log p_k, of its label q, smoothed and mixed, and the probabilities p. The mean is over the
             images, not over the sum of their weights as in PyTorch, so it does not depend on how they are batched.
