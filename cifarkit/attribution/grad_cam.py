@@ -37,8 +37,8 @@ def grad_cam(
     if interpolation not in ("bilinear", "nearest", "bicubic"):
         raise ValueError(f"interpolation={interpolation!r} is unknown; use 'bilinear', 'nearest' or 'bicubic'")
     network = unwrapped(question.model)
-    if isinstance(layer, str):  # a wrapper has the same modules by longer names
-        layer = dict(question.model.named_modules()).get(layer, layer) if network is not question.model else layer
+    if isinstance(layer, str) and network is not question.model:  # a wrapper has the same modules by longer names
+        layer = dict(question.model.named_modules()).get(layer, layer)
     question = replace(question, model=network, network=network)
     with uncompiled(network):
         return _maps(question, layer, bool(relu), interpolation)

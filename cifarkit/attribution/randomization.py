@@ -114,9 +114,8 @@ def randomization_check(
     limit, seed = check_number("limit", limit, 0, 1, above=True), check_integer("seed", seed)
     explain = explainer(method, max_batch, seed, _by_name(model, options))
     classes = check_targets(model, images, targets, size)
-    subject = copy.deepcopy(
-        getattr(model, "_orig_mod", model)
-    ).eval()  # explained before, too, so that nothing is left in the model itself
+    plain = getattr(model, "_orig_mod", model)  # of torch.compile, which does not call the hooks below
+    subject = copy.deepcopy(plain).eval()  # explained before, too, so that nothing is left in the model itself
     shown, asked = images.to(device_of(subject)), classes.to(device_of(subject))
     trained = check_attributions(explain(subject, shown, asked), images)
     signed, absolute, names = [], [], []

@@ -48,5 +48,5 @@ def require_portable(classes: Sequence[str]) -> None:
             raise ValueError(f"classes holds {name!r}; a name becomes a folder, and on Windows this is a device")
     if len({unicodedata.normalize("NFC", name.casefold()) for name in classes}) < len(classes):
         raise ValueError(
-            f"classes={classes!r} hold a name twice, with an accent written in two ways: one folder on macOS"
+            f"classes={classes!r} holds a name twice, with an accent written in two ways: one folder on macOS"
         )
