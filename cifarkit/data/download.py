@@ -67,8 +67,8 @@ def download(
     """
     addresses, attempts, path = _check_urls(urls), check_integer("attempts", attempts, 1), Path(path)
     job = _Job(path, path.with_name(path.name + ".part"), Expected(md5, sha256, size), progress, timeout_seconds)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file, and one is to be downloaded there; move it, or give another path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file is to be downloaded there; move it, or give another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent):
         job.remove_links()

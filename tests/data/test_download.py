@@ -289,7 +289,7 @@ def test_a_mounted_folder_is_a_mirror(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_file_is_named_before_anything_is_fetched(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
-    with pytest.raises(ValueError, match=r"file is no file, and one is to be downloaded there; move it"):
+    with pytest.raises(ValueError, match=r"file is a folder, and a file is to be downloaded there; move it"):
         download([(tmp_path / "mirror").as_uri()], tmp_path / "file", **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
