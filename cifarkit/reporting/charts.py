@@ -220,10 +220,11 @@ class _Frame:
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         scale = 100 if self.chart.percent else 1
         levels = ticks(self.low_y * scale, self.high_y * scale, 5)
-        for value, text in zip(levels, _numbers(levels), strict=True):
+        texts = _numbers(levels)
+        look = "tick left long" if max(map(len, texts)) > 6 else "tick left"  # at the usual size there is room for six
+        for value, text in zip(levels, texts, strict=True):
             height = f"{self.y(value / scale):.1f}"
             yield tag("line", x1=_LEFT, x2=right, y1=height, y2=height, class_="grid")
-            look = "tick left long" if len(text) > 6 else "tick left"  # there is room for six at the usual size
             yield tag("text", text, x=_LEFT - 6, y=height, dy="0.35em", class_=look)
         marks = rates(self.low_x, self.high_x) if self.logarithmic else self._whole_numbers()
         for value, text in marks.items():
@@ -260,12 +261,8 @@ def rates(low: float, high: float) -> dict[float, str]:
 
 def _numbers(levels: list[float]) -> list[str]:
     """Write levels with four digits, or with as many as they need to differ."""
-    texts: list[str] = []
-    for digits in range(4, 16):
-        texts = [f"{level:.{digits}g}" for level in levels]
-        if len({*texts}) == len(levels):
-            break
-    return texts
+    digits = next(count for count in range(4, 18) if len({f"{level:.{count}g}" for level in levels}) == len(levels))
+    return [f"{level:.{digits}g}" for level in levels]
 
 
 def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
