@@ -411,7 +411,10 @@ def test_a_run_without_a_checkpoint_is_named(here: Path, capsys: pytest.CaptureF
         ),
         (["train", "--recipe", "ddpm", "--epochs", "0"], "--epochs 0 must be at least 1"),
         (["train", "--recipe", "ddpm", "--base-channels", "0"], "--base-channels 0 must be at least 1"),
-        (["train", "--recipe", "ddpm", "--tiny", "--epochs", "2"], "--epochs 2 is for --recipe ddpm; --tiny takes its"),
+        (
+            ["train", "--recipe", "ddpm", "--tiny", "--epochs", "2"],
+            "--epochs 2 does not go with --tiny, which has its own length",
+        ),
         (["train", "--recipe", "ddpm", "--minutes", "nan"], "--minutes nan must be a finite number above 0"),
         (["train", "--name", "a", "--folder", "b"], "--name a is for a new folder below runs/; b has its name"),
         (["train", "--resume", "a", "--epochs", "9"], "goes on with the flags that the run had; leave out --epochs 9"),

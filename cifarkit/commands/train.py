@@ -89,10 +89,11 @@ def _settle(args: argparse.Namespace) -> None:
     """Check the numbers, and put in those that were left out; which were given is not to be seen any more."""
     for name, usual in {"epochs": 20, "minutes": None, "base_channels": 64}.items():
         value = getattr(args, name)
-        whose = args.recipe if args.recipe != "ddpm" else "--tiny" if args.tiny and name != "minutes" else None
-        if value is not None and whose is not None:
-            kind = "time" if name == "minutes" else "length" if name == "epochs" else "network"
-            raise ValueError(f"{_given(name, value)} is for --recipe ddpm; {whose} takes its own {kind}")
+        kind = "time" if name == "minutes" else "length" if name == "epochs" else "network"
+        if value is not None and args.recipe != "ddpm":
+            raise ValueError(f"{_given(name, value)} is for --recipe ddpm; {args.recipe} takes its own {kind}")
+        if value is not None and args.tiny and name != "minutes":
+            raise ValueError(f"{_given(name, value)} does not go with --tiny, which has its own {kind}; leave one out")
         setattr(args, name, usual if value is None else value)
     args.val = 0.1 if args.val is None else args.val
     if not 0 < args.val < 1:

@@ -45,8 +45,10 @@ def require_portable(classes: Sequence[str]) -> None:
     """Raise ValueError if a folder of that name cannot be copied to Windows or macOS; of a new export alone."""
     for name in classes:
         if name.partition(".")[0].strip().casefold() in _DEVICES:
-            raise ValueError(f"classes holds {name!r}; a name becomes a folder, and on Windows this is a device")
+            raise ValueError(
+                f"classes holds {name!r}; a name becomes a folder, and this is a device on Windows: rename it"
+            )
     if len({unicodedata.normalize("NFC", name.casefold()) for name in classes}) < len(classes):
         raise ValueError(
-            f"classes={classes!r} holds a name twice, with an accent written in two ways: one folder on macOS"
+            f"classes={classes!r} holds a name twice, an accent written in two ways, one folder on macOS: rename one"
         )

@@ -17,8 +17,9 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         ImportError: if the name ends in .safetensors and the extra is not installed.
-        TypeError: if the network keeps something else than tensors by ``get_extra_state``.
+        TypeError: if model is no module, or keeps something else than tensors by ``get_extra_state``.
     """
+    _require_module(model)
     model = getattr(model, "_orig_mod", model)  # of torch.compile, whose names nothing else would find
     state = model.state_dict()
     odd = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
@@ -29,6 +30,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         write_atomically(_safetensors().save(_apart(weights)), path)
     else:
         write_checkpoint(weights, path)
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give the torch.nn.Module, and the path behind it")
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,9 +60,11 @@ def load_weights(
         network: name that the network has in the task of a checkpoint, such as "generator"; None takes the one called
             "model", or else the only one that fits.
     Raises:
+        TypeError: if model is no module.
         ValueError: if the file is damaged, or its weights do not fit; the message names the first that does not. Also
             if several networks of a checkpoint fit and none of them is called "model".
     """
+    _require_module(model)
     weights = _load_safetensors(Path(path)) if Path(path).suffix == ".safetensors" else load_checkpoint(path)
     if "format_version" in weights:
         try:

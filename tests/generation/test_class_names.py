@@ -39,9 +39,9 @@ def test_a_name_that_can_be_no_folder_is_refused(classes: Any, error: type, mess
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["é", "e\u0301"], "with an accent written in two ways: one folder on macOS"),
-        (["cat", "NUL"], "'NUL'; a name becomes a folder, and on Windows this is a device"),
-        (["com1.x"], "on Windows this is a device"),
+        (["é", "e\u0301"], "an accent written in two ways, one folder on macOS"),
+        (["cat", "NUL"], "'NUL'; a name becomes a folder, and this is a device on Windows: rename it"),
+        (["com1.x"], "this is a device on Windows"),
     ],
 )
 def test_a_new_export_is_given_names_for_every_system(classes: list[str], message: str, tmp_path: Path) -> None:

@@ -256,6 +256,13 @@ def test_a_file_of_an_old_pytorch_is_read(tmp_path: Path) -> None:
         load_weights(TinyNet(), tmp_path / "cut.pt")
 
 
+def test_arguments_in_the_wrong_order_are_named(tmp_path: Path) -> None:
+    swapped: Any = tmp_path / "net.pt"
+    for function in (save_weights, load_weights):
+        with pytest.raises(TypeError, match=r"model is a \w+Path; give the torch\.nn\.Module, and the path behind it"):
+            function(swapped, TinyNet())  # type: ignore[arg-type]
+
+
 def test_weights_that_are_no_tensors_are_named(tmp_path: Path) -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
